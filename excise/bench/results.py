@@ -13,6 +13,7 @@ from typing import Any
 
 from excise.bench.items.cases import all_cases, checked_file, picture_of
 from excise.bench.items.drawn_with import unlike
+from excise.bench.items.reusing import is_disproved
 from excise.bench.pictures import read
 from excise.bench.run import BASELINE as BASELINE
 from excise.bench.run import Record, Run, Unit
@@ -28,7 +29,7 @@ def results(run: Run, suite: Suite) -> dict[str, Any]:
 
     Every case is compared with the same case of the unerased model. Cases that one of the two lacks, on which a
     detector failed, or whose picture is broken on either side count as `missing`, `errors` and `broken`, and enter no
-    figure.
+    figure. Pictures taken over count as missing if the check of the method and concept failed.
     `identical` is not stated for a method if one of its pictures and the unerased one were generated with unlike
     hardware, settings or versions (`drawn_with`): their bits could differ without an eraser. `unlike` says which.
     `cut` is the number of prompts that the text encoder truncates. Cases whose prompt names the concept only in the
@@ -72,9 +73,10 @@ def _method(
         if why := fit.get("weak"):
             weak[concept] = why
         pictures[concept] = []
+        disproved = is_disproved(run, unit)
         for case in all_cases(run, suite, unit):
             mine, plain = own.get(case.id), base.get(case.id)
-            if mine is None or plain is None:
+            if mine is None or plain is None or (disproved and "reused" in mine):
                 missing += 1
                 continue
             paths = [picture_of(run, Unit(name, concept), case.id) for name in (label, BASELINE)]
@@ -85,8 +87,7 @@ def _method(
                 by = label if faults[0] else BASELINE
                 broken.append({"case": case.id, "by": by, "fault": faults[0] or faults[1]})
             else:
-                with_what = [row["drawn_with"] for row in (mine, plain) if "drawn_with" in row]
-                if len(with_what) == 2 and (how := unlike(*with_what)):
+                if how := unlike(mine.get("drawn_with", ""), plain.get("drawn_with", "")):
                     differences.append(how)
                 same, seen = mine["picture"] == plain["picture"], mine["seen"]
                 if case.family not in harmless and (
@@ -131,7 +132,12 @@ def _reused(run: Run, label: str, own: Mapping[str, Record]) -> dict[str, int]:
     if label == BASELINE or not (count := sum("reused" in record for record in own.values())):
         return {}
     files = [checked_file(run.folder, Unit(label, concept)) for concept in run.plan["concepts"]]
-    return {"pictures": count, "checked": sum(len(read_saved(f, dict)["redrawn"]) for f in files if f.exists())}
+    checks = [read_saved(file, dict) for file in files if file.exists()]
+    return {
+        "pictures": count,
+        "checked": sum(len(check["redrawn"]) for check in checks),
+        "elsewhere": sum(check.get("elsewhere", 0) for check in checks),
+    }
 
 
 _UNKNOWN = Estimate(math.nan, math.nan, math.nan, 0)

@@ -35,6 +35,8 @@ class Family:
     separate: bool = False
     """Whether the denoiser's input does not show which prompt is the unconditional one: it runs once for each branch of
     guidance, or reads the branches in another order than other families. Then that prompt is edited like the other."""
+    one_call: bool = False
+    """Whether each step calls the denoiser once, with both branches of guidance in one batch."""
 
     def encoder(self, component: str) -> Encoder | None:
         """Return its text encoder of that name, if it has one."""
@@ -52,22 +54,28 @@ def _second(layers: str, *taps: int, glyphs: bool = False) -> Encoder:
 _SDXL = Encoder(_CLIP, (-2,)), _second(_CLIP, -2, -1)
 
 FAMILIES = (
-    Family("Stable Diffusion 1 and 2", ("StableDiffusion", "AltDiffusion", "LatentConsistency"), (Encoder(_CLIP),)),
-    Family("Stable Diffusion XL", ("StableDiffusionXL",), _SDXL),
+    Family(
+        "Stable Diffusion 1 and 2",
+        ("StableDiffusion", "AltDiffusion", "LatentConsistency"),
+        (Encoder(_CLIP),),
+        one_call=True,
+    ),
+    Family("Stable Diffusion XL", ("StableDiffusionXL",), _SDXL, one_call=True),
     Family("Stable Diffusion XL InstructPix2Pix", ("StableDiffusionXLInstructPix2Pix",), _SDXL, separate=True),
     Family(
         "Stable Diffusion 3",
         ("StableDiffusion3",),
         (Encoder(_CLIP, (-2, -1)), _second(_CLIP, -2, -1), Encoder(_T5, (-1,), "text_encoder_3")),
+        one_call=True,
     ),
     Family("FLUX.1", ("Flux",), (Encoder(_CLIP), _second(_T5))),
     Family("FLUX.2", ("Flux2",), (Encoder(_QWEN_VL, (10, 20, 30)),)),
     Family("FLUX.2 Klein", ("Flux2Klein",), (Encoder(_LLM, (9, 18, 27)),)),
-    Family("Sana", ("Sana",), (Encoder("layers"),)),
+    Family("Sana", ("Sana",), (Encoder("layers"),), one_call=True),
     Family("Lumina 2", ("Lumina2",), (Encoder("layers", (-2,)),), separate=True),
     Family("Qwen-Image", ("QwenImage",), (Encoder(_QWEN_VL),)),
     Family("Z-Image", ("ZImage",), (Encoder("layers", (-2,)),), separate=True),
-    Family("PixArt", ("PixArt",), (Encoder(_T5),)),
+    Family("PixArt", ("PixArt",), (Encoder(_T5),), one_call=True),
     Family("Kandinsky 5", ("Kandinsky5",), (Encoder(_QWEN_VL), _second(_CLIP))),
     Family("HunyuanImage", ("HunyuanImage",), (Encoder(_QWEN_VL, (-3,)), _second(_T5, glyphs=True))),
     Family("Wan", ("Wan",), (Encoder(_T5),), separate=True),

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from excise import reference
 from excise.app.bench.page import render
 from excise.bench import gates
 from excise.bench.items.drawn_with import _hardware, drawn_with, unlike
+from excise.bench.protocols.unlearncanvas import UnlearnCanvas
 from excise.bench.results import results, table
 from tests.bench.test_results import SUITE, written
 
@@ -94,8 +96,16 @@ def test_identical_is_not_stated_across_unlike_hardware(tmp_path: Path) -> None:
     assert ["snce", "", "identical", ""] in rows
 
 
-def test_pictures_of_earlier_versions_are_compared_as_before(tmp_path: Path) -> None:
+def test_pictures_of_earlier_versions_are_compared_among_themselves(tmp_path: Path) -> None:
     """Their records do not state what they were generated with."""
-    run = written(tmp_path / "run", {"snce/direct.000": {"drawn_with": "Pipeline, float32 on cpu; torch 2.13.0"}})
-    found = results(run, SUITE)["methods"]["snce"]
+    found = results(written(tmp_path / "old", {}), SUITE)["methods"]["snce"]
     assert found["unlike"] == {} and found["figures"]["identical"]["n"] > 0
+    half = written(tmp_path / "half", {"snce/direct.000": {"drawn_with": "Pipeline, float32 on cpu; torch 2.13.0"}})
+    found = results(half, SUITE)["methods"]["snce"]
+    assert found["unlike"]["pictures"] == 1 and "earlier version" in found["unlike"]["how"]
+
+
+def test_a_suites_own_sampler_is_named() -> None:
+    pipe = reference.load()
+    assert ", DDIMScheduler," in drawn_with(pipe) and ", OtherScheduler," in drawn_with(pipe, "OtherScheduler")
+    assert UnlearnCanvas.sampler == "DDIMScheduler"

@@ -19,7 +19,7 @@ from excise.app.bench.runs import measured, resume, start, suite_of
 from excise.bench.canvas.suite import Canvas
 from excise.bench.items import blocks, reusing
 from excise.bench.items.cases import all_cases, block_file, checked_file, cut
-from excise.bench.items.given import given, is_untouched
+from excise.bench.items.given import given, is_given_at_once, is_untouched
 from excise.bench.items.reusing import chosen_to_check
 from excise.bench.items.work import Unfinished
 from excise.bench.pictures import from_png, png
@@ -76,9 +76,10 @@ def test_what_snce_leaves_alone_is_taken_over_and_every_picture_drawn_anew_is_th
     assert reused == {case for case in records if ".unrelated." in case} and len(reused) == 4
     assert all(records[case]["reused"] == case for case in reused)
     checked = json.loads(checked_file(run.folder, SNCE).read_text())
-    assert checked == {"reused": 4, "redrawn": sorted(chosen_to_check(SNCE, reused))} and len(checked["redrawn"]) == 1
+    assert len(checked["redrawn"]) == 1
+    assert checked == {"reused": 4, "redrawn": sorted(chosen_to_check(SNCE, reused)), "elsewhere": 0}
     found = measured(run)
-    assert found["methods"]["snce"]["reused"] == {"pictures": 4, "checked": 1}
+    assert found["methods"]["snce"]["reused"] == {"pictures": 4, "checked": 1, "elsewhere": 0}
     assert found["methods"]["none"]["reused"] == {}
     assert found["methods"]["snce"]["figures"]["identical"]["value"] == 1
     says = "4 of 8 pictures were taken over from the unerased model"
@@ -103,7 +104,30 @@ def test_the_check_finds_a_changed_picture(run: Run) -> None:
     with pytest.raises(Unfinished, match=r"snce on gun, check: .* the picture of gun\.unrelated\.00., taken over"):
         again(run, run.folder / "blocks" / SNCE.file, checked_file(run.folder, SNCE))
     assert run.units("failed") == [SNCE]
-    assert "differs from the one generated as a check" in measured(run)["methods"]["snce"]["failed"]["gun"]
+    snce = measured(run)["methods"]["snce"]
+    assert "differs from the one generated as a check" in snce["failed"]["gun"]
+    assert snce["missing"] == 4 and snce["figures"]["identical"]["n"] == 0, "what was disproved enters no figure"
+
+
+def test_pictures_taken_over_again_are_checked_again(run: Run) -> None:
+    checked_file(run.folder, SNCE).write_text(json.dumps({"reused": 4, "redrawn": [], "elsewhere": 0}))
+    again(run, run.folder / "blocks" / SNCE.file)
+    assert len(json.loads(checked_file(run.folder, SNCE).read_text())["redrawn"]) == 1
+
+
+def test_pictures_of_other_hardware_are_not_compared(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    change_pictures(run, record_too=True)
+    monkeypatch.setattr("excise.bench.items.making.Maker._drawn_with", lambda maker: "another GPU")
+    again(run, checked_file(run.folder, SNCE))
+    assert json.loads(checked_file(run.folder, SNCE).read_text()) == {"reused": 4, "redrawn": [], "elsewhere": 4}
+    says = "0 of them were generated as a check, which 4 of other hardware could not be"
+    assert says in render(run, suite_of(run), measured(run) | {"machine": "", "date": ""})
+
+
+def test_families_with_a_call_for_each_branch_take_nothing_over() -> None:
+    assert is_given_at_once(reference.load())
+    for name in ("WanPipeline", "FluxPipeline", "QwenImagePipeline", "Lumina2Pipeline", "StrangersPipeline"):
+        assert not is_given_at_once(type(name, (), {})()), name
 
 
 def test_a_picture_that_is_not_its_records_is_not_taken_over(run: Run) -> None:

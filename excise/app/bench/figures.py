@@ -55,6 +55,7 @@ def reused_pictures(method: Mapping[str, Any]) -> str:
     return (
         f"{count} of {method['pictures']} pictures were taken over from the unerased model, as the eraser leaves "
         f"everything that the denoiser is given; {checked} of them were generated as a check"
+        + (f", which {other} of other hardware could not be" if (other := method["reused"].get("elsewhere")) else "")
     )
 
 

@@ -38,6 +38,9 @@ from excise.reference import data
 ALL = "all"
 """Stands for every method that `excise methods` lists."""
 
+BATCHED = ("unlearncanvas", *PROTOCOLS)
+"""Suites whose plans name the batch since it is a setting. Before, it was one picture, in another order of cases."""
+
 
 def start(
     folder: Path,
@@ -114,6 +117,12 @@ def resume(
     for label, configuration in run.plan["configurations"].items():
         if Entry.parse(label).configuration != configuration:
             raise ExciseError(f"the defaults of {label} changed since {run.folder} was started; start another run")
+    old = run.plan["suite"] in BATCHED and "batch" not in run.plan["settings"]
+    if old and not set(run.all_units) <= set(run.units("done")):
+        raise ExciseError(
+            f"{run.folder} was begun by a version of Excise that generated pictures one by one, and is not finished; "
+            "finish it with that version, or start another run"
+        )
     opening = Opening(run.folder, device)
     load = partial(opening.load, run)
     how: dict[str, Any] = {"engine": engine, "workers": workers, "needs": opening.loader(run).needs}
@@ -172,7 +181,7 @@ def report(run: Run) -> dict[str, Any]:
 
 def suite_of(run: Run) -> Suite:
     """Return the suite that the run was started with. Earlier versions generated the protocols' pictures one by one."""
-    if run.plan["suite"] in ("unlearncanvas", *PROTOCOLS):
+    if run.plan["suite"] in BATCHED:
         return _suite({**run.plan, "settings": {"batch": 1, **run.plan["settings"]}})
     return _suite(run.plan)
 

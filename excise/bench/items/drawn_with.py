@@ -23,13 +23,14 @@ _DTYPE = re.compile(r"(?P<dtype>\w*float\d+) on [^,;]+")
 """Dtype in the text of `drawn_with`."""
 
 
-def drawn_with(pipe: Pipeline) -> str:
+def drawn_with(pipe: Pipeline, sampler: str | None = None) -> str:
     """Describe in one line the pipeline, its sampler, dtype, hardware and safety checker, and the library versions.
 
-    Pictures of one prompt, seed and batch have the same bits only if this line is the same.
+    `sampler` names the one that a suite puts in its place. Pictures of one prompt, seed and batch can be expected to
+    have the same bits only if this line is the same.
     """
     versions = " ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "transformers"))
-    sampler = type(as_diffusers(pipe).scheduler).__name__
+    sampler = sampler or type(as_diffusers(pipe).scheduler).__name__
     checker = getattr(pipe, "safety_checker", None)
     checked = "no safety checker" if checker is None else type(checker).__name__
     device = torch.device(as_diffusers(pipe).device)
@@ -38,7 +39,9 @@ def drawn_with(pipe: Pipeline) -> str:
 
 
 def unlike(one: str, other: str) -> str:
-    """Describe how two lines of `drawn_with` differ, or return "" if they do not."""
+    """Describe how two lines of `drawn_with` differ, or return "" if they do not. One may be empty, both may not."""
+    if bool(one) != bool(other):
+        return "one of them by an earlier version, which did not state its hardware"
     ours, theirs = (re.split(r"[,;] ", line) for line in (one, other))
     only = [", ".join(part for part in a if part not in b) for a, b in ((ours, theirs), (theirs, ours))]
     return "" if one == other else f"{only[0] or 'nothing'} against {only[1] or 'nothing'}"

@@ -13,12 +13,19 @@ from torch import Tensor, nn
 from excise.erasers import Eraser
 from excise.erasers.hooks.context import unedited
 from excise.pipeline import Pipeline
+from excise.sites.families import family_of
 from excise.sites.site import DENOISERS
 
 
 def acts_on_text_alone(eraser: Eraser) -> bool:
     """Return whether every edit of an eraser declares that it acts on a text encoder alone."""
     return all(edit.text_only and edit.site.part == "text" for edit in eraser.edits)
+
+
+def is_given_at_once(pipe: Pipeline) -> bool:
+    """Return whether one call of the denoiser shows all that it is given in a step, both branches of guidance too."""
+    family = family_of(pipe)
+    return family is not None and family.one_call
 
 
 def is_untouched(pipe: Pipeline, draws: Sequence[Callable[[], object]]) -> bool:
@@ -40,7 +47,8 @@ def given(pipe: Pipeline, draw: Callable[[], object]) -> str | None:
     """Return a digest of all that the denoiser is given in its first step in `draw`, which ends there.
 
     That is the noise, the time step, the prompts' and the unconditional states, pooled states, masks and sizes of the
-    whole batch. The number of steps and the guidance may not be part of it; they are settings of a run.
+    whole batch, in families that run both branches in one call (`is_given_at_once`). The number of steps and the
+    guidance may not be part of it; they are settings of a run.
 
     Return None if the denoiser does not run, or is given an object whose bits cannot be read.
     """

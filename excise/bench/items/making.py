@@ -16,7 +16,7 @@ from excise.bench.items import blocks
 from excise.bench.items.cases import all_cases, block_file, checked_file, cut, save_searched, searched
 from excise.bench.items.drawn_with import drawn_with, forget_peak, peak_memory
 from excise.bench.items.entry import Entry
-from excise.bench.items.given import acts_on_text_alone, is_untouched
+from excise.bench.items.given import acts_on_text_alone, is_given_at_once, is_untouched
 from excise.bench.items.reusing import Reusing, Taken, check_alike, chosen_to_check
 from excise.bench.pictures import png
 from excise.bench.run import Record, Run, Unit
@@ -140,7 +140,7 @@ class Maker:
             eraser.save(folder)
             cost["bytes"] = sum(file.stat().st_size for file in folder.iterdir())
         cost["peak_memory"] = peak_memory()
-        cost["drawn_with"] = drawn_with(self._pipe)
+        cost["drawn_with"] = self._drawn_with()
         cost["weak"] = list(eraser.weak)
         return cost
 
@@ -182,7 +182,7 @@ class Maker:
         eraser = self._attach(unit)
         records: list[Record] = []
         pictures: dict[str, bytes] = {}
-        made_with = drawn_with(self._pipe)
+        made_with = self._drawn_with()
         for batch in self._blocks(unit)[item.number]:
             taken = self._taken(unit, eraser, batch, made_with)
             drawn, seconds = self._drawn(batch, self._progress) if taken is None else (taken.drawn, taken.seconds)
@@ -191,20 +191,29 @@ class Maker:
             rows = _records(unit, self._suite, batch, drawn, seconds, lost)
             origin = [{}] * len(batch) if taken is None else [{"reused": record["case"]} for record in taken.records]
             records += [{"drawn_with": made_with} | row | own for row, own in zip(rows, origin, strict=True)]
+        checked_file(self._run.folder, unit).unlink(missing_ok=True)  # it was of other pictures
         write_atomic(block_file(self._run.folder, unit, item.number), blocks.packed(records, pictures))
 
     def _check(self, item: Item) -> None:
-        """Generate some of the unit's pictures that were taken over, and compare them."""
+        """Generate some of the unit's pictures that were taken over, and compare them.
+
+        Pictures of other hardware cannot be: their bits may differ without a fault. They are counted as `elsewhere`.
+        """
         unit = item.unit
         self._attach(unit)
         records = {record["case"]: record for record in self._run.records(unit)}
         reused = [case for case, record in records.items() if "reused" in record]
-        chosen = chosen_to_check(unit, reused)
+        here = self._drawn_with()
+        alike = [case for case in reused if records[case].get("drawn_with") == here]
+        chosen = chosen_to_check(unit, alike)
         for batch in (batch for block in self._blocks(unit) for batch in block):
             if chosen & {case.id for case in batch}:
                 check_alike(self._run.folder, unit, batch, self._drawn(batch, None)[0], records)
-        content = {"reused": len(reused), "redrawn": sorted(chosen)}
+        content = {"reused": len(reused), "redrawn": sorted(chosen), "elsewhere": len(reused) - len(alike)}
         write_atomic(checked_file(self._run.folder, unit), json.dumps(content, indent=1) + "\n")
+
+    def _drawn_with(self) -> str:
+        return drawn_with(self._pipe, getattr(self._suite, "sampler", None))
 
     def _blocks(self, unit: Unit) -> list[list[list[Case]]]:
         if self._cut is None or self._cut[0] != unit:
@@ -222,7 +231,7 @@ class Maker:
     def _taken(self, unit: Unit, eraser: Eraser, batch: list[Case], made_with: str) -> Taken | None:
         """Return the unerased model's batch, if it exists and the eraser changes nothing that the denoiser is given."""
         calls: Callable[[list[Case]], list[list[Case]]] | None = getattr(self._suite, "calls", None)
-        if eraser.edits and (calls is None or not acts_on_text_alone(eraser)):
+        if eraser.edits and (calls is None or not acts_on_text_alone(eraser) or not is_given_at_once(self._pipe)):
             return None
         taken = self._reusing.find(unit, batch, made_with)
         if taken is None:

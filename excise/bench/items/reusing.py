@@ -53,10 +53,12 @@ class Reusing:
             ExciseError: A picture is not the one that its record names.
         """
         self._list()
-        place = self._places.get(tuple(map(_key, batch)))
+        place = self._places.get(self._key(batch))
         if place is None or place[0] == unit or not (file := block_file(self._run.folder, *place[:2])).exists():
             return None
         by_case = {row["case"]: row for row in blocks.read_records(file)}
+        if not by_case.keys() >= set(place[2]):
+            return None
         records = [by_case[case] for case in place[2]]
         if any(record.get("drawn_with") != drawn_with for record in records):
             return None
@@ -77,9 +79,12 @@ class Reusing:
                 self._listed.add(unit)
                 for number, block in enumerate(cut(self._suite, all_cases(self._run, self._suite, unit))):
                     for batch in block:
-                        self._places.setdefault(
-                            tuple(map(_key, batch)), (unit, number, tuple(case.id for case in batch))
-                        )
+                        self._places.setdefault(self._key(batch), (unit, number, tuple(case.id for case in batch)))
+
+    def _key(self, batch: Sequence[Case]) -> tuple[Any, ...]:
+        """Return all that the pictures of a batch depend on. A suite without `calls` may draw each family otherwise."""
+        by_family = not hasattr(self._suite, "calls")
+        return tuple((_key(case), case.family if by_family else "") for case in batch)
 
 
 def _key(case: Case) -> tuple[Any, ...]:
@@ -91,6 +96,11 @@ def chosen_to_check(unit: Unit, reused: Iterable[str]) -> set[str]:
     """Return the cases to check of those that were taken over: 1 %, rounded up, the same ones every time."""
     by_hash = sorted(reused, key=lambda case: sha256(f"{unit.file} {case}".encode()))
     return set(by_hash[: math.ceil(CHECKED * len(by_hash))])
+
+
+def is_disproved(run: Run, unit: Unit) -> bool:
+    """Return whether the check of a unit's pictures that were taken over failed."""
+    return (run.folder / "failures" / f"check-{unit.file}.json").exists()
 
 
 def check_alike(folder: Path, unit: Unit, cases: Sequence[Case], drawn: Drawn, records: dict[str, Record]) -> None:

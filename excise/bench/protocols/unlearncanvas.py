@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import product
 from typing import Any
 
 from excise.bench.pictures import Pixels
@@ -59,6 +60,7 @@ class UnlearnCanvas:
     """Pictures generated at once. Each has a generator of its own, so its noise is that of the seed in any batch."""
 
     name = "unlearncanvas"
+    sampler = "DDIMScheduler"
     families = (
         Family("target", "target", "the concept"),
         Family("retain", "keep", "every other object in every other style"),
@@ -86,7 +88,8 @@ class UnlearnCanvas:
     def cases(self, concept: str, size: str) -> list[Case]:
         """Return cases of every object in the size's styles, and in the concept if that is a style.
 
-        An object's pictures stand together, so that an eraser of it touches few batches.
+        An object's pictures stand together, so that an eraser of it touches few batches, and a style that the size does
+        not have stands last, so that the other batches are those of every concept.
 
         Raises ExciseError for an unknown concept or size.
         """
@@ -95,11 +98,10 @@ class UnlearnCanvas:
         if size not in SIZES:
             raise ExciseError(f"unknown size {size!r}; choose one of {', '.join(SIZES)}")
         spread = {STYLES[round(i * (len(STYLES) - 1) / (SIZES[size] - 1))] for i in range(SIZES[size])}
-        if concept in STYLES:
-            spread.add(concept)
+        own = [concept] if concept in STYLES and concept not in spread else []
         rows = []
-        for thing in OBJECTS:
-            for style in (style for style in STYLES if style in spread):
+        for styles in ([style for style in STYLES if style in spread], own):
+            for thing, style in product(OBJECTS, styles):
                 family = "target" if concept in (thing, style) else "retain"
                 suffix = "" if style == PHOTO else f" in {style.replace('_', ' ')} style"
                 name, text = f"{concept}.{thing}.{style}", f"An image of {thing}{suffix}."

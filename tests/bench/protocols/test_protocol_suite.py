@@ -91,6 +91,8 @@ def test_the_batch_is_part_of_the_plan_and_earlier_runs_had_one_picture(prompts:
     assert suite_of(run).batch == run.plan["settings"]["batch"] == 3
     del run.plan["settings"]["batch"]
     assert suite_of(run).batch == 1
+    with pytest.raises(ExciseError, match="pictures one by one, and is not finished"):
+        resume(run)  # its blocks would hold other cases
 
 
 def test_a_prompt_beyond_what_the_model_reads_is_told_of_and_counts_as_not_erased(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from excise.bench.protocols import published
 from excise.bench.protocols.unlearncanvas import OBJECTS, STYLES, UnlearnCanvas
 from excise.bench.protocols.vit import ViT, classify, load_vit
 from excise.bench.run import Unit
-from excise.bench.suite import Picture
+from excise.bench.suite import Picture, in_batches
 from excise.cli import app
 from excise.errors import ExciseError
 from excise.statistics import wilson
@@ -185,6 +185,13 @@ def test_the_unerased_model_is_asked_for_few_different_pictures() -> None:
     suite = UnlearnCanvas("a", "b")
     cases = [case for concept in suite.concepts("full") for case in suite.cases(concept, "full")]
     assert (len(cases), len({_key(case) for case in cases}), suite.batch) == (71_400, 1020, 16)
+
+
+@pytest.mark.parametrize(("size", "pictures"), [("quick", 68), ("standard", 1320), ("full", 1020)])
+def test_batches_that_are_taken_over_whole_cost_few_pictures(size: str, pictures: int) -> None:
+    suite = UnlearnCanvas("a", "b")
+    drawn = {tuple(map(_key, b)) for c in suite.concepts(size) for b in in_batches(suite.cases(c, size), 16)}
+    assert sum(map(len, drawn)) == pictures
 
 
 def test_it_runs_and_stands_beside_the_published_rows(checkpoints: dict[str, str], tmp_path: Path) -> None:
