@@ -109,7 +109,7 @@ def stub(put: Callable[[Any, str, Any], None] = setattr) -> None:
     """Leave out what needs a real pipeline."""
     put(making, "suppress_cut_warnings", lambda pipe: None)
     put(making, "cuts", lambda pipe, prompts: [])
-    put(making, "drawn_with", lambda pipe: "small")
+    put(making, "drawn_with", lambda pipe, sampler: "small")
     put(making.Maker, "_made", lambda self, unit, entry: Empty())
 
 
