@@ -16,7 +16,7 @@ from tests.test_house import ROOT
 
 RESULTS = ROOT / "docs" / "results"
 SCRIPTS = {"snce": "figures.snce_figures", "reproduced": "figures.reproduce_cells", "scale": "speed.scale_page"}
-"""Scripts in benchmarks that are not benchmarks/figures/PAGE.py."""
+"""Scripts in benchmarks that are not benchmarks/figures/PAGE.py. The page `scale` is still to be measured."""
 PER_PART = {
     "peers": "by part, under `origins`",
     "frozen": "by method, with its commit",
