@@ -18,7 +18,7 @@ from excise.concepts.formats import parquet_file
 from excise.concepts.parts import Part, read_part
 from excise.engine import Outcome, is_first, is_here, make_all
 from excise.errors import ExciseError, MissingExtra
-from excise.files import parse_json, read_json, sha256, write_atomic
+from excise.files import begun, parse_json, sha256, write_atomic
 from excise.pipeline import Pipeline
 from excise.sites.activations.capture import is_clip
 from excise.sites.activations.tokenising import tokenise
@@ -190,14 +190,11 @@ def _described(part: Part) -> dict[str, Any]:
 def _begun(out: Path, about: dict[str, Any]) -> bool:
     """Prepare the folder, or find it prepared, and return whether the corpus is finished."""
     try:
-        if out.exists() and any(out.iterdir()):
-            if read_json(out / ABOUT) == about:
-                return (out / MANIFEST).exists()
-            raise ValueError
-        write_atomic(out / ABOUT, json.dumps(about, indent=1) + "\n")
-        return False
-    except (OSError, ValueError) as error:
-        raise ExciseError(f"{out} holds something else; choose another --out, or delete it") from error
+        if begun(out / ABOUT, about) == about:
+            return (out / MANIFEST).exists()
+    except (OSError, ValueError):
+        pass
+    raise ExciseError(f"{out} holds something else; choose another --out, or delete it")
 
 
 def _pyarrow() -> tuple[Any, Any]:
