@@ -42,7 +42,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ExciseError, match="is a file"):
         begun(tmp_path / "notes.txt" / "about.json", {})
     (tmp_path / "about.json").write_text("{")
-    with pytest.raises(ValueError, match="JSON|Expecting|column"):
+    with pytest.raises(ValueError, match="Expecting property name"):
         begun(tmp_path / "about.json", {})
 
 
