@@ -47,7 +47,7 @@ class Threads(Mesh):
 
 
 def rows_of(mesh: Mesh, shards: Shards, first: int) -> list[list[int]]:
-    """Return this rank's rows of some batches, after each of which the ranks meet, as in a training."""
+    """Return this rank's rows of some batches. The ranks meet after each batch, as in a training."""
     source, found = Stream(Source(shards, seed=3), 16, mesh=mesh), []
     for number in range(first, first + 90):
         found.append(source.batch(number, mesh.dealt)[:, 0].long().tolist())

@@ -134,9 +134,7 @@ def test_prompts_that_were_altered_in_place_are_noticed(tiny_pipe: Any, source: 
 
 
 @pytest.mark.parametrize("text", ["", "\n", "\n  \n" * 8])
-def test_a_file_without_prompts_leaves_nothing_behind(
-    tiny_pipe: Any, source: Path, tmp_path: Path, text: str
-) -> None:
+def test_a_file_without_prompts_leaves_nothing_behind(tiny_pipe: Any, source: Path, tmp_path: Path, text: str) -> None:
     full = source.read_text()
     source.write_text(text)
     with pytest.raises(ExciseError, match="holds no prompts"):
