@@ -144,14 +144,15 @@ def sha256(source: Path | bytes) -> str:
     """Return the hexadecimal digest of a file or of bytes."""
     if isinstance(source, bytes):
         return hashlib.sha256(source).hexdigest()
+    digest = hashlib.sha256()
     with open_regular(source) as file:
-        return (
-            hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file.read())
-        )
+        while part := file.read(_READ):
+            digest.update(part)
+    return digest.hexdigest()
 
 
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+_READ = 1 << 20
+"""Bytes of a file that are read at a time."""
 
 
 def temporary_beside(path: Path, ending: str = "tmp") -> Path:
@@ -203,6 +204,21 @@ def write_once(path: Path, data: bytes | str) -> None:
                 temporary.replace(path)
 
     _put(path, data, put)
+
+
+def begun(path: Path, about: Any) -> Any:
+    """Write `about` as JSON to `path` unless that exists, and return what the file says.
+
+    It describes work that may go on in its folder: of several simultaneous callers, the first one decides. Until then
+    the folder may hold failures and what killed writers left. Raises ValueError if it holds something else or the file
+    is damaged, OSError if it cannot be read, ExciseError if it cannot be written.
+    """
+    if not path.exists():
+        others = {name for name in _names(path.parent) if name != "failures"}
+        if others and not path.exists():  # else another caller has written it just now
+            raise ValueError(f"{path.parent} holds {min(others)}")
+        write_once(path, json.dumps(about, indent=1) + "\n")
+    return read_json(path)
 
 
 def _put(path: Path, data: bytes | str, put: Callable[[Path], object]) -> None:

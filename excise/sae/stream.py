@@ -57,19 +57,22 @@ class Stream:
         """Return a batch, or only `part` of its rows, where ranks divide it."""
         epoch, place = divmod(number, self._source.count // self._size)
         whole = range(place * self._size, (place + 1) * self._size)
-        return self._rows(self._planned(epoch), whole[part])
+        return self._rows(self._planned(epoch), whole, part)
 
-    def _rows(self, epoch: _Epoch, wanted: range) -> Shard:
-        """Return rows of an epoch, which lie in one window or in neighbouring ones."""
+    def _rows(self, epoch: _Epoch, whole: range, part: slice) -> Shard:
+        """Return a part of a batch of an epoch, which lies in one window or in neighbouring ones.
+
+        A rank reads all of the batch's windows, also those without rows of its own: the ranks read them together.
+        """
         taken: list[Shard] = []
-        at = bisect_right(epoch.starts, wanted.start) - 1
-        while len(wanted):
+        wanted = whole[part]
+        at = bisect_right(epoch.starts, whole.start) - 1
+        while at < len(epoch.windows) and epoch.starts[at] < whole.stop:
             begin, end = epoch.starts[at], epoch.starts[at + 1]
             here = range(wanted.start, min(wanted.stop, end), wanted.step)
-            if len(here):
-                window = self._read(epoch, at)
-                own = window.order[here.start - begin : here.stop - begin : here.step]
-                taken.append(window.rows[own].float())
+            window = self._read(epoch, at)
+            own = window.order[here.start - begin : here.stop - begin : here.step]
+            taken.append(window.rows[own].float())
             wanted, at = wanted[len(here) :], at + 1
         return _joined(taken)
 

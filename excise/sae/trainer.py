@@ -66,6 +66,18 @@ class Progress(NamedTuple):
     """Concept association loss of a supervised training."""
 
 
+def check_ranks(config: TrainConfig, mesh: Mesh, *, labels: bool = False, rows: int | None = None) -> None:
+    """Raise ExciseError unless ranks can train with these settings: to call before features are captured.
+
+    `labels` says whether the training is supervised. `rows` is the number of vectors or samples in a batch; by default
+    the most that `config` allows.
+    """
+    if labels and mesh.size > 1 and config.activation == "batchtopk":
+        raise ExciseError("ranks train an SAE with labels by activation 'topk' alone; choose it, or leave out the mesh")
+    if (most := config.batch if rows is None else rows) < mesh.data:
+        raise ExciseError(f"a batch of {most} cannot be divided among {mesh.data} ranks; give fewer ranks")
+
+
 def train(
     features: Features,
     config: TrainConfig,
@@ -112,8 +124,7 @@ def train(
             labels are missing, training diverges, the disk refuses, or another rank failed.
     """
     out = Path(out)
-    if supervision is not None and mesh.size > 1 and config.activation == "batchtopk":
-        raise ExciseError("ranks train an SAE with labels by activation 'topk' alone; choose it, or leave out the mesh")
+    check_ranks(config, mesh, labels=supervision is not None)
     mesh.together(lambda: check_untrained(out))
     work = out.with_name(out.name + ".training")
     source = Source(features, seed=config.seed)
@@ -121,8 +132,7 @@ def train(
     shape = config.sae(len(statistics.mean))
     rows = max(1, min(config.batch, source.vectors) // source.each)
     batch = rows * source.each
-    if rows < mesh.data:
-        raise ExciseError(f"a batch of {rows} cannot be divided among {mesh.data} ranks; give fewer ranks")
+    check_ranks(config, mesh, labels=supervision is not None, rows=rows)
     steps = math.ceil(config.tokens / batch)
     unit = math.sqrt(statistics.variance) if config.units == "variance" else 1.0
     window = min(config.dead_after, source.vectors)

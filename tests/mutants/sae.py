@@ -145,6 +145,12 @@ MUTANTS = [
         ("min(wanted.stop, end)", "wanted.stop"),
     ),
     *of(
+        "excise/sae/stream.py",
+        "tests/sae/test_stream_ranks.py",
+        ("bisect_right(epoch.starts, whole.start)", "bisect_right(epoch.starts, wanted.start)"),
+        ("epoch.starts[at] < whole.stop:", "len(wanted):"),
+    ),
+    *of(
         "excise/sae/data.py",
         "tests/sae/test_sae_data.py",
         ("            if seen >= SEEN:\n                break\n", ""),

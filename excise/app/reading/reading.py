@@ -34,7 +34,7 @@ class Reading:
     load: Loader | None = None
     """How a worker loads the model."""
     retry: bool = False
-    """Whether to read parts again that failed before."""
+    """Whether to read parts again that failed before. This process does in any case if it reads alone."""
     states: Literal["made", "stored"] | None = None
     """Whether states are made each time that a training needs them, or stored; by default what is cheaper."""
 
@@ -144,7 +144,8 @@ def _capture(
     here: dict[str, Any] = {"pipe": pipe, "progress": progress} if reading.is_here else {}
     capture = Capture(folder, tuple(sites), parts, load=reading.load, **here)
     needs = Needs() if reading.load is None else reading.load.needs
-    how = {"engine": reading.engine, "workers": reading.workers, "needs": needs, "retry": reading.retry}
+    retry = reading.retry or reading.is_here
+    how = {"engine": reading.engine, "workers": reading.workers, "needs": needs, "retry": retry}
     return capture, {**how, "progress": progress}
 
 

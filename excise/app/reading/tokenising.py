@@ -18,7 +18,7 @@ from excise.concepts.formats import parquet_file
 from excise.concepts.parts import Part, read_part
 from excise.engine import Outcome, is_first, is_here, make_all
 from excise.errors import ExciseError, MissingExtra
-from excise.files import parse_json, read_json, sha256, write_atomic
+from excise.files import begun, parse_json, sha256, write_atomic
 from excise.pipeline import Pipeline
 from excise.sites.activations.capture import is_clip
 from excise.sites.activations.tokenising import tokenise
@@ -127,6 +127,9 @@ def build(
     _pyarrow()
     if not is_clip(encoder_of(pipe, component)):
         raise ExciseError(f"{component} is not a CLIP text encoder; its states are stored: train it on --prompts")
+    nothing = ExciseError(f"{source} holds no prompts; fill it or choose another file")
+    if not parts:
+        raise nothing
     vocabulary = vocabulary_of(pipe, component)
     about = {
         "schema": SCHEMA,
@@ -135,7 +138,7 @@ def build(
         "vocabulary": vocabulary,
         "type": id_type(vocabulary),
         "source": source.name,
-        "parts": sha256(json.dumps([_described(part) for part in parts]).encode()),
+        "parts": sha256(json.dumps(_described(parts)).encode()),
         "words": probed(pipe, component, ["a photo of a cat", "Zürich, 1998: über-sized — ok?"]),
     }
     if _begun(out, about):
@@ -162,8 +165,10 @@ def build(
         digest, counts, texts = made.get(part.number) or _found(path)
         files.append([path.name, digest, counts])
         sample += texts
-    if not sample:
-        raise ExciseError(f"{source} holds no prompts; fill it or choose another file")
+    if not sample:  # leave nothing behind, so that the filled file may go there
+        for name in (*(name for name, *_ in files), ABOUT):
+            (out / name).unlink(missing_ok=True)
+        raise nothing
     positions = tokenise(pipe, component, sample[:1])[0].shape[1]
     manifest = {**about, "positions": positions, "sample": sample, "probe": probed(pipe, component, sample)}
     write_atomic(out / MANIFEST, json.dumps({**manifest, "files": files}) + "\n")
@@ -182,22 +187,23 @@ def _found(path: Path) -> list[Any]:
     return [sha256(path), counts, sample]
 
 
-def _described(part: Part) -> dict[str, Any]:
-    path = Path(part.path)
-    return {**asdict(part), "path": path.name, "bytes": path.stat().st_size}
+def _described(parts: Sequence[Part]) -> list[dict[str, Any]]:
+    """Return what tells these parts from those of other prompts: places in their files, and the files' digests."""
+    try:
+        digests = {path: sha256(Path(path)) for path in dict.fromkeys(part.path for part in parts)}
+    except OSError as error:
+        raise ExciseError(f"cannot read the prompts ({error}); check --prompts") from error
+    return [{**asdict(part), "path": Path(part.path).name, "sha256": digests[part.path]} for part in parts]
 
 
 def _begun(out: Path, about: dict[str, Any]) -> bool:
     """Prepare the folder, or find it prepared, and return whether the corpus is finished."""
     try:
-        if out.exists() and any(out.iterdir()):
-            if read_json(out / ABOUT) == about:
-                return (out / MANIFEST).exists()
-            raise ValueError
-        write_atomic(out / ABOUT, json.dumps(about, indent=1) + "\n")
-        return False
-    except (OSError, ValueError) as error:
-        raise ExciseError(f"{out} holds something else; choose another --out, or delete it") from error
+        if begun(out / ABOUT, about) == about:
+            return (out / MANIFEST).exists()
+    except (OSError, ValueError):
+        pass
+    raise ExciseError(f"{out} holds something else; choose another --out, or delete it")
 
 
 def _pyarrow() -> tuple[Any, Any]:

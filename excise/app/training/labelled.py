@@ -18,6 +18,7 @@ from excise.outputs import check_untrained
 from excise.pipeline import Pipeline
 from excise.sae import Progress, TopKSAE, TrainConfig, load
 from excise.sae.parallel import ALONE, Mesh
+from excise.sae.trainer import check_ranks
 from excise.sites import Site
 from excise.sites.activations.block_shards import Labelled, capture_blocks_to, label_table, load_block_shards
 
@@ -127,8 +128,9 @@ def train_block_sae(
     Raises:
         ExciseError: As `capture_blocks_to` and `train_on_block`.
     """
-    mesh.together(lambda: check_untrained(out))
     # Refuse before generating pictures, which may take an hour.
+    check_ranks(config, mesh, labels=how.supervised)
+    mesh.together(lambda: check_untrained(out))
     if how.start and (has := load(Path(how.start)).config) != (wanted := config.sae(site.width)):
         raise ExciseError(f"the SAE to fine-tune is {has}, but the settings give {wanted}")
     if how.supervised:

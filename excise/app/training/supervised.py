@@ -16,6 +16,7 @@ from excise.pipeline import Pipeline
 from excise.sae import Progress, Samples, Shards, Supervision, TopKSAE, TrainConfig, load, train
 from excise.sae.parallel import ALONE, Mesh
 from excise.sae.supervised import Negatives, Pooling
+from excise.sae.trainer import check_ranks
 from excise.sites import Site, capture
 from excise.sites.activations.block_shards import BlockShard, BlockShards, Labelled, label_table
 from excise.sites.activations.shards import narrowed
@@ -135,6 +136,7 @@ def train_on_text(
     Raises:
         ExciseError: A label is unknown, or as `train_on_block`.
     """
+    check_ranks(config, mesh, labels=how.supervised)
     labels = label_table([*prompts, *(Labelled(text, ()) for text in others)], concepts)
     texts = [*(p.prompt for p in prompts), *others]
 

@@ -24,6 +24,7 @@ from excise.pipeline import Pipeline
 from excise.sae import Progress, TopKSAE, TrainConfig, train
 from excise.sae.data import Features
 from excise.sae.parallel import ALONE, Mesh
+from excise.sae.trainer import check_ranks
 from excise.sites import Site, default_site, final_state_cosine, to_cover
 
 FIDELITY_PROMPTS = 256
@@ -137,6 +138,7 @@ def train_sae(
     """
     if not prompts:
         raise no_prompts()
+    check_ranks(config, mesh)
     mesh.together(lambda: check_untrained(out))
     entries = card if padding == 1 else {**card, "padding": padding}
     with vectors(pipe, [site], prompts, shards_folder(out), captured, padding, bos, mesh, reading) as read:

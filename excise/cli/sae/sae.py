@@ -130,14 +130,19 @@ def train(
     from excise.app.models.resolve import load_pipeline, parse_site
     from excise.app.reading.corpus import Corpus, load_corpus
     from excise.app.reading.reading import Reading
-    from excise.app.reading.vectors import help_with
+    from excise.app.reading.vectors import help_with, parts_of
     from excise.app.training import ranks
     from excise.app.training.text import places_of, recipe_config, recipe_prompts, shown, train_sae
     from excise.concepts import read_prompts
+    from excise.engine import is_first
     from excise.errors import ExciseError
     from excise.launched import local_device
+    from excise.sae.storage import is_sae
     from excise.sites import PRESETS
 
+    if not is_first(engine, workers) and is_sae(out):
+        note("the first slice has trained it already")
+        return
     check_untrained(out, option="--out", parts=True)
     if [prompts, recipe, corpus].count(None) != 2:
         raise ExciseError("give one of --prompts FILE, --recipe NAME and --corpus FOLDER")
@@ -169,6 +174,8 @@ def train(
     pipe = load_pipeline(model, device, weights)
     bundled = PRESETS["reference"][0] if model is None else None
     places = places_of(pipe, out, bundled if site is None else parse_site(pipe, site))
+    for place in places.values():  # refuse a corpus before the first of several SAEs is trained
+        parts_of(pipe, [place], texts, padding, bos)
     how: dict[str, Any] = {"padding": padding, "bos": bos, "reading": reading}
     if mesh.rank:  # rank 0 reports for all
         for folder, place in places.items():

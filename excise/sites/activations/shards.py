@@ -12,7 +12,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from excise.errors import ExciseError
-from excise.files import read_tensors, sha256, write_atomic
+from excise.files import read_tensors, sha256, write_atomic, write_once
 
 
 def narrowed(states: Tensor, dtype: torch.dtype = torch.float16) -> Tensor:
@@ -21,9 +21,15 @@ def narrowed(states: Tensor, dtype: torch.dtype = torch.float16) -> Tensor:
     return narrow if bool(torch.isfinite(narrow).all()) else states.cpu()
 
 
-def write_shard(folder: Path, number: int, tensors: Mapping[str, Tensor]) -> tuple[str, str]:
-    """Write the tensors as the folder's shard of that number. Return its name and digest."""
+def write_shard(folder: Path, number: int, tensors: Mapping[str, Tensor], *, once: bool = False) -> tuple[str, str]:
+    """Write the tensors as the folder's shard of that number. Return its name and digest.
+
+    With `once`, a shard that is there is kept.
+    """
     name, data = f"{number:05d}.safetensors", save(dict(tensors))
+    if once:
+        write_once(folder / name, data)
+        return name, sha256(folder / name)
     write_atomic(folder / name, data)
     return name, sha256(data)
 

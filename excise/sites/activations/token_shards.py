@@ -16,7 +16,7 @@ from torch import Tensor
 
 from excise.engine import Needs, Outcome, make_all
 from excise.errors import ExciseError
-from excise.files import TENSORS, parse_json, read_json, sha256, write_atomic
+from excise.files import TENSORS, begun, parse_json, read_json, sha256, write_atomic
 from excise.pipeline import Pipeline
 from excise.sites.activations.length_buckets import capture_by_length
 from excise.sites.activations.shards import narrowed, read_shard, shape_in_shard, write_shard
@@ -148,7 +148,8 @@ class Capture:
     def _make(self, pipe: Pipeline, item: int) -> str:
         found = self.parts.read(pipe, self.sites, item, self.progress)
         vectors = {site.key: narrowed(states, self.dtype) for site, states in found.items()}
-        _, digest = write_shard(self.folder, item, vectors)
+        # Another slice may have made it just now, with other roundings on other hardware: the first one's stays.
+        _, digest = write_shard(self.folder, item, vectors, once=True)
         return json.dumps([digest, len(next(iter(vectors.values())))])
 
     def begin(self, pipe: Pipeline, *, overwrite: bool = False) -> bool:
@@ -164,22 +165,18 @@ class Capture:
             "dtype": str(self.dtype),
             **self.parts.about(pipe),
         }
-        if self.folder.exists() and any(self.folder.iterdir()):
-            try:
-                path = self.folder / ABOUT
-                found = read_json(path if path.exists() else self.folder / MANIFEST)
-                if found == about:
-                    return (self.folder / MANIFEST).exists()
-                known = overwrite and found["schema"] in (SCHEMA, OLD)
-            except (OSError, ValueError, KeyError, TypeError):
-                known = False
-            if not known:
-                raise ExciseError(
-                    f"{self.folder} holds something else; choose another folder, or delete it to read again"
-                )
-            shutil.rmtree(self.folder)
-        write_atomic(self.folder / ABOUT, json.dumps(about, indent=1) + "\n")
-        return False
+        try:
+            path, manifest = self.folder / ABOUT, self.folder / MANIFEST
+            found = read_json(manifest) if manifest.exists() and not path.exists() else begun(path, about)
+            if found == about:
+                return manifest.exists()
+            known = overwrite and found["schema"] in (SCHEMA, OLD)
+        except (OSError, ValueError, KeyError, TypeError):
+            known = False
+        if not known:
+            raise ExciseError(f"{self.folder} holds something else; choose another folder, or delete it to read again")
+        shutil.rmtree(self.folder)
+        return self.begin(pipe)
 
     def make(
         self,
@@ -297,4 +294,4 @@ def capture_tokens_to(
         if progress is not None:
             progress(len(texts))
         return loaded(folder)
-    return capture.finish(capture.make(progress=progress))
+    return capture.finish(capture.make(retry=True, progress=progress))

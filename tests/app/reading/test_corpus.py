@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from excise import files
 from excise.app.models.loader import Loader
 from excise.app.reading import tokenising
 from excise.app.reading.corpus import Corpus, load_corpus
@@ -116,10 +118,45 @@ def test_other_prompts_are_not_added_to_a_corpus(tiny_pipe: Any, source: Path, t
     source.write_text("another corpus\n")
     with pytest.raises(ExciseError, match="holds something else; choose another --out"):
         made(tiny_pipe, source, tmp_path / "corpus")
-    source.write_text("\n")
+
+
+def test_prompts_that_were_altered_in_place_are_noticed(tiny_pipe: Any, source: Path, tmp_path: Path) -> None:
+    """Their number of bytes and the time of the file are as before."""
+    known = made(tiny_pipe, source, tmp_path / "corpus")
+    before, text = source.stat(), source.read_text()
+    source.write_text(text.replace("gun", "cup"))
+    os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert source.stat().st_size == before.st_size
+    with pytest.raises(ExciseError, match="holds something else; choose another --out"):
+        made(tiny_pipe, source, tmp_path / "corpus")
+    source.write_text(text)
+    assert made(tiny_pipe, source, tmp_path / "corpus") == known, "the same prompts, written again"
+
+
+@pytest.mark.parametrize("text", ["", "\n", "\n  \n" * 8])
+def test_a_file_without_prompts_leaves_nothing_behind(tiny_pipe: Any, source: Path, tmp_path: Path, text: str) -> None:
+    full = source.read_text()
+    source.write_text(text)
     with pytest.raises(ExciseError, match="holds no prompts"):
-        made(tiny_pipe, source, tmp_path / "empty")
-    assert not (tmp_path / "empty" / "corpus.json").exists()
+        made(tiny_pipe, source, tmp_path / "corpus")
+    assert not list((tmp_path / "corpus").glob("*"))
+    source.write_text(full)
+    assert made(tiny_pipe, source, tmp_path / "corpus").prompts == 25
+
+
+def test_slices_that_start_together_make_one_corpus(
+    tiny_pipe: Any, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second begins while the first one's temporary file is in the folder."""
+    write, found = files._write, []
+
+    def second(temporary: Path, data: bytes | str) -> None:
+        write(temporary, data)
+        monkeypatch.setattr(files, "_write", write)
+        found.append(made(tiny_pipe, source, tmp_path / "corpus"))
+
+    monkeypatch.setattr(files, "_write", second)
+    assert made(tiny_pipe, source, tmp_path / "corpus") == found[0]
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,13 @@ import pytest
 
 from excise.app.models.loader import Loader
 from excise.app.reading.reading import Reading
+from excise.app.reading.tokenising import build
 from excise.app.reading.vectors import help_with
+from excise.concepts.parts import parts_of
 from excise.files import sha256
 from excise.sites import Site
 from excise.sites.activations.token_shards import ABOUT, Capture, TextParts
+from tests.tiny import families
 
 SMALL = ("--tokens", 2000, "--expansion", 2, "--k", 4, "--batch", 256, "--site", "encoder.layers.1")
 SITES = (Site("text_encoder", "encoder.layers.1", 64), Site("text_encoder", "encoder.layers.2", 64))
@@ -146,3 +149,32 @@ def test_states_of_another_reading_are_not_mixed_in(
     refused = call(*common, "--engine", "slice:0/2")
     assert refused.exit_code == 2 and "delete it to read again" in refused.stderr
     assert call(*common, "--states", "stored").exit_code == 0, "this process alone replaces them"
+
+
+def test_a_slice_that_comes_after_the_training_has_nothing_to_do(
+    call: Callable[..., Any], sae_folder: Path, tmp_path: Path
+) -> None:
+    before = digests(sae_folder)
+    common = ("sae", "train", "--prompts", tmp_path / "none.txt", "--out", sae_folder)
+    late = call(*common, "--engine", "slice:1/2")
+    assert late.exit_code == 0 and "the first slice has trained it already" in late.stderr
+    for others in (("--engine", "slice:0/2"), ()):
+        refused = call(*common, *others)
+        assert refused.exit_code == 2 and "is there already and not an empty folder" in refused.stderr
+    assert digests(sae_folder) == before
+
+
+def test_a_corpus_is_refused_before_the_first_of_several_saes_is_trained(
+    call: Callable[..., Any], tmp_path: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stable Diffusion 3 has two CLIP encoders, then T5."""
+    pytest.importorskip("pyarrow")
+    from excise.app.models import resolve
+
+    pipe = families.build("sd3")
+    assert build(pipe, "text_encoder", prompts, list(parts_of(prompts)), tmp_path / "corpus", Loader())
+    monkeypatch.setattr(resolve, "load_pipeline", lambda *_: pipe)
+    small = ("--tokens", 2000, "--expansion", 2, "--k", 4, "--batch", 256)
+    refused = call("sae", "train", "--corpus", tmp_path / "corpus", "--model", "sd3", "--out", tmp_path / "sae", *small)
+    assert refused.exit_code == 2 and "text_encoder_3 is not a CLIP text encoder" in refused.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "prompts"]
