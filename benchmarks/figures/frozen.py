@@ -252,8 +252,10 @@ def tables(rows: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any], d
 
 def testable(rows: Mapping[str, Mapping[str, Any]], key: str) -> str:
     """Return on how many of the concepts an attack can be tested, of how many; empty for the mean over attacks."""
+    if key == "asr" or BASELINE not in rows:
+        return ""
     concepts = rows[BASELINE]["concepts"].values()
-    return "" if key == "asr" else f"{sum(one.get(key) is not None for one in concepts)} of {len(concepts)}"
+    return f"{sum(one.get(key) is not None for one in concepts)} of {len(concepts)}"
 
 
 if __name__ == "__main__":
