@@ -140,6 +140,13 @@ def _reused(run: Run, label: str, own: Mapping[str, Record]) -> dict[str, int]:
     }
 
 
+REUSED = {
+    "pictures": "reused",
+    "checked": "reused and checked",
+    "elsewhere": "reused, of other hardware than the check",
+}
+"""What `results.csv` calls the counts of pictures taken over."""
+
 _UNKNOWN = Estimate(math.nan, math.nan, math.nan, 0)
 
 
@@ -241,7 +248,7 @@ def table(measured: Mapping[str, Any]) -> str:
         if method["unread"]:
             row(label, "", "concept not read", len(method["unread"]), *[""] * 4)
         for name, count in method.get("reused", {}).items():
-            row(label, "", {"pictures": "reused", "checked": "reused and checked"}[name], count, *[""] * 4)
+            row(label, "", REUSED[name], count, *[""] * 4)
         if method.get("unlike"):
             row(label, "", "unlike hardware or software", method["unlike"]["pictures"], *[""] * 4)
         for name, count in (outside(method) | {"concepts refused": len(method["refused"])}).items():

@@ -106,6 +106,7 @@ def stored(
     capture, how = _capture(pipe, sites, parts, folder, reading, report)
     shards = _divided(capture, pipe, mesh, overwrite=overwrite, **how)
     yield {site: Shards(shards.sizes, partial(shards.read, site=site), shards.digest) for site in sites}
+    mesh.together(lambda: None)  # another rank may still be reading
     if mesh.rank == 0:
         shutil.rmtree(folder, ignore_errors=True)
 
