@@ -8,13 +8,11 @@ Methods take the settings that docs/results/peers.md chose, or their defaults. I
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from benchmarks.figures import comparison
-from benchmarks.figures.probes import DTYPE, Measured, concept_by_concept, figures, other_commits
+from benchmarks.figures.probes import DTYPE, Measured, concept_by_concept, figures, other_commits, parsed
 from excise.app.bench.provenance import in_words
 from excise.bench.canvas.disguises import FURTHER
 from excise.bench.canvas.sizes import FROZEN
@@ -27,14 +25,8 @@ SETTINGS = {"prompts": 12, "searches": False}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("build/disguises"), help="folder of the runs")
-    parser.add_argument("--out", type=Path, default=Path("docs/results/disguises.json"))
-    parser.add_argument("--concepts", default=",".join(FROZEN))
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--jobs", type=int, default=1, help="processes that generate at once")
-    parser.add_argument("--page", action="store_true", help="only rewrite the page from the file")
-    concept_by_concept(parser.parse_args(), Measured(COMMAND, COMPARED, "canvas", "frozen", SETTINGS, NAMES), page)
+    options = parsed(__doc__, "disguises", FROZEN)
+    concept_by_concept(options, Measured(COMMAND, COMPARED, "canvas", "frozen", SETTINGS, NAMES), page)
 
 
 def page(results: Mapping[str, Any]) -> str:

@@ -35,14 +35,20 @@ DTYPE = "bfloat16"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("build/probes"), help="folder of the runs")
-    parser.add_argument("--out", type=Path, default=Path("docs/results/probes.json"))
-    parser.add_argument("--concepts", default=",".join(CONCEPTS))
+    options = parsed(__doc__, "probes", CONCEPTS)
+    concept_by_concept(options, Measured(COMMAND, COMPARED, "probes", "standard", {}, tuple(PROBES)), page)
+
+
+def parsed(description: str | None, name: str, concepts: Sequence[str]) -> argparse.Namespace:
+    """Return the command line's options for a file of results with this name."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("build") / name, help="folder of the runs")
+    parser.add_argument("--out", type=Path, default=Path(f"docs/results/{name}.json"))
+    parser.add_argument("--concepts", default=",".join(concepts))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--jobs", type=int, default=1, help="processes that generate at once")
     parser.add_argument("--page", action="store_true", help="only rewrite the page from the file")
-    concept_by_concept(parser.parse_args(), Measured(COMMAND, COMPARED, "probes", "standard", {}, tuple(PROBES)), page)
+    return parser.parse_args()
 
 
 @dataclass(frozen=True)

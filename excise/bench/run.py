@@ -126,6 +126,11 @@ class Run:
         """Every unit, in the plan's order: a run that is cut short has finished the first methods on all concepts."""
         return [Unit(label, name) for label in self.plan.get("methods", ()) for name in self.plan.get("concepts", ())]
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether every unit is done."""
+        return set(self.all_units) <= set(self.units("done"))
+
     def units(self, state: str) -> list[Unit]:
         """Return the units that are "todo", "done" or "failed", in order of their names.
 

@@ -104,6 +104,10 @@ Digests = Annotated[
 ]
 EraserFolder = Annotated[Path, typer.Argument(help="Folder of one eraser or of several.", metavar="DIR")]
 Top = Annotated[int, typer.Option("--top", help="Number of neurons to show.", **bounds.COUNT)]
+PromptFiles = Annotated[
+    Path,
+    typer.Option("--prompts", help="File of prompts (.txt, .csv, .jsonl or .parquet), or a folder of such files."),
+]
 Column = Annotated[str, typer.Option("--column", help="Column that holds the prompts.")]
 
 # Generating pictures
@@ -138,6 +142,11 @@ Bos = Annotated[
         "--bos", help="Also train on the first state (BOS), which all prompts share and which erasers leave alone."
     ),
 ]
+
+
+def listed(text: str | None) -> list[str]:
+    """Return the names in an option that takes several, separated by commas."""
+    return [name.strip() for name in (text or "").split(",") if name.strip()]
 
 
 def snce_option(name: str) -> Any:

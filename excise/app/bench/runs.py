@@ -117,8 +117,7 @@ def resume(
     for label, configuration in run.plan["configurations"].items():
         if Entry.parse(label).configuration != configuration:
             raise ExciseError(f"the defaults of {label} changed since {run.folder} was started; start another run")
-    old = run.plan["suite"] in BATCHED and "batch" not in run.plan["settings"]
-    if old and not set(run.all_units) <= set(run.units("done")):
+    if run.plan["suite"] in BATCHED and "batch" not in run.plan["settings"] and not run.is_finished:
         raise ExciseError(
             f"{run.folder} was begun by a version of Excise that generated pictures one by one, and is not finished; "
             "finish it with that version, or start another run"

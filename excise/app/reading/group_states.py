@@ -6,7 +6,6 @@ corpus's manifest, so a training finds any of them without reading the others.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from excise.errors import ExciseError
 from excise.files import sha256
 from excise.pipeline import Pipeline
 from excise.sae import Shards
+from excise.sae.data import permuted
 from excise.sites import Site
 from excise.sites.activations.length_buckets import capture_ids
 from excise.sites.language import fingerprint
@@ -81,8 +81,7 @@ class TokenParts:
         self, pipe: Pipeline, sites: Sequence[Site], tokens: tuple[Tensor, Tensor, Tensor], number: int, wanted: int
     ) -> dict[Site, Tensor]:
         ids, attention, scored = tokens
-        key = hashlib.sha256(f"padding of group {number}".encode()).digest()[:7]
-        order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(int.from_bytes(key, "big")))
+        order = torch.tensor(permuted(len(ids), f"padding of group {number}"))
         room = (attention[order] == 0).sum(1).cumsum(0)
         chosen = order[: int((room < wanted).sum()) + 1]
         parts: dict[Site, list[Tensor]] = {site: [] for site in sites}

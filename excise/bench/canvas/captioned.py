@@ -31,10 +31,7 @@ def with_phrase(concept: str, rng: random.Random, phrase: str) -> Case:
     """Return a caption that names the concept by a whole phrase with its own article, followed by the style."""
     things, style, background = _scene(concept, rng, ())
     text = caption(rng, (_HOLE,), None, background)
-    if is_style(concept):
-        text = f"{_filled(text, things[0])}, {phrase}"
-    else:
-        text = f"{re.sub(f'an? {_HOLE}', _HOLE, text).replace(_HOLE, phrase)}, in the {style} style"
+    text = f"{_filled(text, things[0])}, {phrase}" if is_style(concept) else _in_style(text, phrase, style)
     return Case("", concept, "", text, 0, _others(concept, things), style, background)
 
 
@@ -44,9 +41,13 @@ def with_three(concept: str, rng: random.Random) -> Case:
     more = rng.sample([o for o in OBJECTS if o not in known and HELD_OUT_STYLES.get(o) != concept], 3 - len(known))
     things, style, background = _scene(concept, rng, tuple(more))
     listed = [article(thing) for thing in things]
-    text = caption(rng, (_HOLE,), None, background)
-    text = re.sub(f"an? {_HOLE}", f"{listed[0]}, {listed[1]} and {listed[2]}", text)
-    return Case("", concept, "", f"{text}, in the {style} style", 0, _others(concept, things), style, background)
+    text = _in_style(caption(rng, (_HOLE,), None, background), f"{listed[0]}, {listed[1]} and {listed[2]}", style)
+    return Case("", concept, "", text, 0, _others(concept, things), style, background)
+
+
+def _in_style(text: str, phrase: str, style: str) -> str:
+    """Return the text with the phrase in its hole, instead of the hole's article, followed by the style."""
+    return f"{re.sub(f'an? {_HOLE}', _HOLE, text).replace(_HOLE, phrase)}, in the {style} style"
 
 
 def _scene(concept: str, rng: random.Random, keeps: tuple[str, ...]) -> tuple[tuple[str, ...], str, str]:

@@ -39,12 +39,14 @@ def drawn_with(pipe: Pipeline, sampler: str | None = None) -> str:
 
 
 def unlike(one: str, other: str) -> str:
-    """Describe how two lines of `drawn_with` differ, or return "" if they do not. One may be empty, both may not."""
-    if bool(one) != bool(other):
+    """Describe how two lines of `drawn_with` differ, or return "" if they do not. An earlier version's is empty."""
+    if one == other:
+        return ""
+    if not (one and other):
         return "one of them by an earlier version, which did not state its hardware"
     ours, theirs = (re.split(r"[,;] ", line) for line in (one, other))
     only = [", ".join(part for part in a if part not in b) for a, b in ((ours, theirs), (theirs, ours))]
-    return "" if one == other else f"{only[0] or 'nothing'} against {only[1] or 'nothing'}"
+    return f"{only[0] or 'nothing'} against {only[1] or 'nothing'}"
 
 
 def _hardware(device: torch.device, dtype: str) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from excise.erasers import Eraser
 from excise.erasers.hooks.context import unedited
 from excise.pipeline import Pipeline
+from excise.sae.data import as_bytes
 from excise.sites.families import family_of
 from excise.sites.site import DENOISERS
 
@@ -80,8 +81,7 @@ class _Ended(BaseException):
 def _add(digest: Any, value: Any) -> bool:
     """Add a value's kind and bits to a digest. Return whether they can be read."""
     if isinstance(value, Tensor):
-        bits = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(f"{value.dtype}{tuple(value.shape)}".encode() + bits.numpy().tobytes())
+        digest.update(f"{value.dtype}{tuple(value.shape)}".encode() + as_bytes(value))
         return True
     if isinstance(value, Mapping):
         return all(_add(digest, [str(key), value[key]]) for key in sorted(value, key=str))

@@ -107,8 +107,10 @@ class Maker:
         suppress_cut_warnings(self._pipe)  # each record states what part of its prompt is truncated
 
     def __call__(self, item: Item) -> None:
-        work = {"fit": self._fit, "search": self._search, "attack": self._attack, "draw": self._draw}
-        (work | {"check": self._check})[item.kind](item)
+        work = {
+            "fit": self._fit, "search": self._search, "attack": self._attack, "draw": self._draw, "check": self._check,
+        }  # fmt: skip
+        work[item.kind](item)
 
     def close(self) -> None:
         """Detach what is attached."""

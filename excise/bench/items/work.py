@@ -48,7 +48,7 @@ def work(
         ExciseError: The disk refuses to write, the engine cannot be used, or an earlier version began the run.
     """
     if run.old:
-        if not set(run.all_units) <= set(run.units("done")):
+        if not run.is_finished:
             raise ExciseError(
                 f"{run.folder} was begun by an earlier version of Excise and is not finished; finish it with that "
                 "version, or start another run"

@@ -11,7 +11,7 @@ import typer
 from excise.app.models.pipelines import DEFAULT, Weights
 from excise.cli import bounds
 from excise.cli.command import NOT_PASSED, Commands
-from excise.cli.options import Device, Engine, Force, Json, Model, Sae, Workers
+from excise.cli.options import Device, Engine, Force, Json, Model, Sae, Workers, listed
 from excise.cli.terminal import complain, echo, emit, note, progress
 from excise.cli.weights import choosing_weights
 from excise.errors import ExciseError
@@ -121,7 +121,7 @@ def run(
 
     check_engine(engine, workers)
     conditions = gates.parse(gate, gate_on) if gate else []
-    names = _listed(concepts) if concepts else None
+    names = listed(concepts) if concepts else None
     asked: dict[str, Any] = {
         "steps": steps,
         "prompts": n if suite in ("canvas", "probes") else prompts,
@@ -132,7 +132,7 @@ def run(
     files = {"q16": q16, "style_classifier": style_classifier, "object_classifier": object_classifier}
     asked |= {"detector": detector, **{name: path and str(path) for name, path in files.items()}}
     if families:
-        asked["only"] = _listed(families)
+        asked["only"] = listed(families)
     if not search or (families and suite == "canvas"):
         asked["searches"] = False
     opened = start(out, suite, size, methods or ["snce"], names, chosen(asked), model, sae, weights)
@@ -231,11 +231,6 @@ def convert_q16(
 
     convert_q16(source, out)
     emit(json, {"out": str(out)}, lambda: echo(f"wrote {out}"))
-
-
-def _listed(text: str) -> list[str]:
-    """Return the names in a list with commas."""
-    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _pass(measured: dict[str, Any], conditions: list[Gate]) -> None:

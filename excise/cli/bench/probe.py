@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from excise.cli import bounds
-from excise.cli.options import Digests, Force, Json
+from excise.cli.options import Digests, Force, Json, listed
 from excise.cli.sources import EraserSource, at_hand
 from excise.cli.terminal import emit, note, progress, prose, table
 from excise.outputs import check_file
@@ -50,8 +50,7 @@ def probe(
     from excise.errors import ExciseError
     from excise.files import write_atomic
 
-    chosen = tuple(name.strip() for name in (probes or "").split(",") if name.strip())
-    suite = Probes(steps=steps, prompts=n, only=chosen)
+    suite = Probes(steps=steps, prompts=n, only=tuple(listed(probes)))
     if out is not None:
         check_file(out, (".json",), force=force)
     folders = eraser_folders(at_hand(folder))

@@ -11,7 +11,7 @@ from excise.app.models.pipelines import DEFAULT, Weights
 from excise.cli import bounds
 from excise.cli.command import NOT_PASSED
 from excise.cli.cutting import note_cuts
-from excise.cli.options import Device, Digests, Force, Json, Model, PairsFile
+from excise.cli.options import Device, Digests, Force, Json, Model, PairsFile, listed
 from excise.cli.sources import EraserSource, at_hand
 from excise.cli.terminal import emit, key_values, note, progress, prose
 from excise.cli.weights import choosing_weights
@@ -89,7 +89,7 @@ def audit(
     }  # fmt: skip
     typed = [part for name, value in options.items() if value is not None for part in (name, str(value))]
     typed += [part for pin in digest or () for part in ("--digest", pin)]
-    given = [word.strip() for word in (mentions or "").split(",") if word.strip()]
+    given = listed(mentions)
     inputs, given_saes = [], []
     for eraser in erasers:
         words = words_for(eraser, given, bundled=bundled)

@@ -9,6 +9,7 @@ import typer
 
 from excise.app.models.pipelines import Weights
 from excise.cli.command import NOT_PASSED
+from excise.cli.options import listed
 from excise.cli.terminal import complain, emit, note, table
 
 
@@ -42,8 +43,7 @@ def erase_several(
 
     check_engine(engine, workers)
 
-    methods = [part.strip() for part in by.split(",") if part.strip()]
-    tasks = plan(names, methods, out, given, kind, n, accept_weak, preset, controls)
+    tasks = plan(names, listed(by), out, given, kind, n, accept_weak, preset, controls)
 
     def report(done: Done) -> None:
         how = {

@@ -12,7 +12,19 @@ import typer
 from excise.app.models.pipelines import DEFAULT, Weights
 from excise.cli import bounds
 from excise.cli.neurons.explaining import app
-from excise.cli.options import Column, Device, Engine, Force, Json, Model, RetryFailed, Sae, SiteOption, Workers
+from excise.cli.options import (
+    Column,
+    Device,
+    Engine,
+    Force,
+    Json,
+    Model,
+    PromptFiles,
+    RetryFailed,
+    Sae,
+    SiteOption,
+    Workers,
+)
 from excise.cli.terminal import aligned, echo, emit, note, progress, table
 from excise.cli.weights import choosing_weights
 from excise.errors import ExciseError
@@ -28,10 +40,7 @@ __all__ = ["app"]
 @choosing_weights
 def scan(
     neurons: Annotated[str, typer.Option("--neurons", help='Numbers of the neurons: "930, 12".')],
-    prompts: Annotated[
-        Path,
-        typer.Option("--prompts", help="File of prompts (.txt, .csv, .jsonl or .parquet), or a folder of such files."),
-    ],
+    prompts: PromptFiles,
     out: Annotated[Path, typer.Option("--out", help="JSON file for the result.")],
     column: Column = "prompt",
     keep: Annotated[int, typer.Option("--top", help="Strongest prompts to keep per neuron.", **bounds.COUNT)] = 20,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from excise.app.models.pipelines import DEFAULT, Weights
-from excise.cli.options import Column, Engine, Json, Model, RetryFailed, Workers
+from excise.cli.options import Column, Engine, Json, Model, PromptFiles, RetryFailed, Workers
 from excise.cli.sae.comparing import app
 from excise.cli.terminal import emit, key_values, note, progress
 from excise.cli.weights import choosing_weights
@@ -21,10 +21,7 @@ __all__ = ["app"]
 @app.command(epilog="Example: excise sae corpus --prompts prompts.parquet --model $MODEL --out corpus")
 @choosing_weights
 def corpus(
-    prompts: Annotated[
-        Path,
-        typer.Option("--prompts", help="File of prompts (.txt, .csv, .jsonl or .parquet), or a folder of such files."),
-    ],
+    prompts: PromptFiles,
     out: Annotated[Path, typer.Option("--out", help="Folder for the corpus.")],
     column: Column = "prompt",
     model: Model = None,

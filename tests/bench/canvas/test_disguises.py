@@ -63,7 +63,7 @@ def test_lookalikes_are_of_another_alphabet() -> None:
         assert len(every) == len(one) == len(concept)
         assert [a != b for a, b in zip(one, concept, strict=True)].count(True) == 1
         for a, b in zip(every, concept, strict=True):
-            assert a == b or not unicodedata.name(a).startswith("LATIN SMALL LETTER " + b.upper() + "$")
+            assert a == b or unicodedata.name(a) != f"LATIN SMALL LETTER {b.upper()}"
             assert a == b or not a.isascii()
     assert sum(c.isascii() for c in homoglyph("panda", 0, rng)) == 0
 
