@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -20,14 +17,9 @@ from excise.errors import ExciseError
 from excise.neurons.contexts import Context
 from excise.neurons.database.database import NeuronDatabase
 from excise.neurons.database.entry import Entry, Explanation, Measured, Provenance, Tag
+from tests.app.conftest import needs_browser
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-needs_browser = pytest.mark.skipif(BROWSER is None, reason="no chromium is on PATH")
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\"><!--"
-QUIET = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --virtual-time-budget=3000"
-)
 
 
 class Dom(HTMLParser):
@@ -111,20 +103,17 @@ def database(about: Provenance, tmp_path: Path) -> Iterator[NeuronDatabase]:
 
 
 @pytest.fixture
-def browse(database: NeuronDatabase, tmp_path: Path) -> Callable[..., Dom]:
+def browse(database: NeuronDatabase, browser: Any, tmp_path: Path) -> Callable[..., Dom]:
     """Return the DOM of the page at an address: `browse("#n=5")`."""
     index = write_browser(database, tmp_path / "site")
 
-    def look(address: str = "", file: Path = index) -> Dom:
-        assert BROWSER is not None
-        profile = tmp_path / f"profile{len(list(tmp_path.glob('profile*')))}"
-        found = subprocess.run(
-            [BROWSER, *QUIET.split(), f"--user-data-dir={profile}", "--dump-dom", f"{file.as_uri()}{address}"],
-            capture_output=True,
-            check=True,
-            env={**os.environ, "HOME": str(tmp_path)},
-        )
-        return Dom(found.stdout.decode())
+    def look(address: str = "", file: Path = index, until: str = "h1") -> Dom:
+        page = browser.new_page()
+        page.goto(f"{file.as_uri()}{address}")
+        page.wait_for_selector(until, state="attached")
+        found = Dom(page.content())
+        page.close()
+        return found
 
     return look
 
@@ -305,7 +294,7 @@ def test_keys_and_typing_change_the_address(
     open_ = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page(database))
     file = tmp_path / "acts.html"
     file.write_text(open_.replace("</body>", f"<script>{ACTS}</script></body>"), encoding="utf-8")
-    (seen,) = browse("", file).texts("pre", id="seen")
+    (seen,) = browse("", file, until="#seen").texts("pre", id="seen")
     assert seen.splitlines() == [
         " query",
         "#q=blade query",

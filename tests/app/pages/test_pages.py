@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-import subprocess
 from collections.abc import Callable
 from dataclasses import replace
-from html import unescape
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -41,6 +37,7 @@ from excise.neurons.database.database import NeuronDatabase
 from excise.neurons.database.entry import Entry, Explanation, Provenance, Tag
 from excise.neurons.flags import CHECKS, Flag, Group
 from excise.neurons.wording import Use
+from tests.app.conftest import needs_browser
 
 HOSTILE = (
     "</script></style><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">{{ 7*7 }}"
@@ -49,7 +46,6 @@ LONG = f"{HOSTILE} {'unbroken' * 40} https://example.org/never-fetched"
 COMMAND = f"excise of '{HOSTILE}'"
 NAMES = ("report", "audit", "bench", "neurons")
 VOID = {"meta", "img", "br", "wbr", "input", "link", "hr"}
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 class Page(HTMLParser):
@@ -261,48 +257,27 @@ def test_markup_is_in_templates_alone() -> None:
     ] == []
 
 
-MEASURE = """
-const seen = [];
-const frames = [...document.querySelectorAll("iframe")];
-Promise.all(frames.map((frame) => new Promise((done) => frame.addEventListener("load", done)))).then(() => {
-  for (const frame of frames) {
-    const page = frame.contentDocument;
-    for (const details of page.querySelectorAll("details")) details.open = true;
-    const { scrollWidth, clientWidth } = page.documentElement;
-    const out = [...page.querySelectorAll("body *")].filter((one) =>
-      !one.closest(".scroll, nav, .unseen, .skip") && one.getBoundingClientRect().right > clientWidth + 1);
-    const names = out.slice(0, 3).map((one) => ` ${one.tagName}.${one.getAttribute("class")}`).join("");
-    seen.push(`${frame.name} ${scrollWidth} of ${clientWidth}, h1 ${page.querySelectorAll("h1").length}${names}`);
-  }
-  document.body.append(Object.assign(document.createElement("pre"), { id: "seen", textContent: seen.join("\\n") }));
-});
-"""
+MEASURE = """() => {
+  for (const details of document.querySelectorAll("details")) details.open = true;
+  const { scrollWidth, clientWidth } = document.documentElement;
+  const wide = [...document.querySelectorAll("body *")].filter((one) =>
+    !one.closest(".scroll, nav, .unseen, .skip") && one.getBoundingClientRect().right > clientWidth + 1);
+  return {
+    widths: [scrollWidth, clientWidth],
+    headings: document.querySelectorAll("h1").length,
+    wide: wide.slice(0, 3).map((one) => `${one.tagName}.${one.getAttribute("class")}`),
+  };
+}"""
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no chromium is on PATH")
-def test_no_page_scrolls_sideways_on_a_phone(pages: dict[str, Callable[[], str]], tmp_path: Path) -> None:
-    assert BROWSER is not None
-    folder = tmp_path / "site"
+@needs_browser
+def test_no_page_scrolls_sideways_on_a_phone(pages: dict[str, Callable[[], str]], browser: Any, tmp_path: Path) -> None:
     for name, make in pages.items():
-        write_atomic(folder / f"{name}.html", make())
-    shown = [*NAMES, "neurons#n=6"]
-    frames = "".join(
-        f'<iframe name="{name}" width="390" height="800" style="border:0" src="{name.replace("#", ".html#")}'
-        f'{"" if "#" in name else ".html"}"></iframe>'
-        for name in shown
-    )
-    (folder / "phones.html").write_text(f"<!doctype html><body>{frames}<script>{MEASURE}</script>", encoding="utf-8")
-    options = (
-        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-        "--disable-component-update --disable-sync --hide-scrollbars --allow-file-access-from-files "
-        "--virtual-time-budget=5000 --dump-dom"
-    )
-    found = subprocess.run(
-        [BROWSER, *options.split(), f"--user-data-dir={tmp_path / 'profile'}", (folder / "phones.html").as_uri()],
-        capture_output=True,
-        check=True,
-        env={**os.environ, "HOME": str(tmp_path)},
-    )
-    seen = re.search(r'<pre id="seen">(.*?)</pre>', found.stdout.decode(), re.DOTALL)
-    assert seen is not None, found.stdout.decode()[-500:]
-    assert unescape(seen[1]).split("\n") == [f"{name} 390 of 390, h1 1" for name in shown]
+        write_atomic(tmp_path / f"{name}.html", make())
+    fits = {"widths": [390, 390], "headings": 1, "wide": []}
+    for name in (*NAMES, "neurons#n=6"):
+        page = browser.new_page(viewport={"width": 390, "height": 800})
+        file, _, view = name.partition("#")
+        page.goto((tmp_path / f"{file}.html").as_uri() + (f"#{view}" if view else ""))
+        assert page.evaluate(MEASURE) == fits, name
+        page.close()

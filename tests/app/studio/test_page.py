@@ -22,7 +22,7 @@ from excise.erasers.edits.sae_rows import sae_digest
 from excise.neurons.context import Context
 from excise.neurons.database.database import NeuronDatabase
 from excise.neurons.database.entry import Entry, Provenance, Tag
-from tests.app.pages.test_pages import BROWSER
+from tests.app.conftest import needs_browser
 
 OLD = Path(__file__).parents[2] / "erasers" / "old"
 SECONDS = 120_000
@@ -30,7 +30,7 @@ SECONDS = 120_000
 NEURON = 1153
 """The bundled SAE's neuron for "gun"."""
 
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="there is no Chromium on this machine")
+pytestmark = needs_browser
 
 
 @pytest.fixture(scope="module")
@@ -82,15 +82,6 @@ def address(studio: Studio, connections: list[Any]) -> Iterator[str]:
         yield server.address_of(listener)
         running.should_exit = True
         thread.join(60)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture
