@@ -12,6 +12,7 @@ from pathlib import Path
 
 from excise.errors import ExciseError, MissingExtra
 from excise.files import check_named, is_leftover
+from excise.remote import check_local
 
 PAIRS = (".csv", ".jsonl")
 FIGURES = (".svg", ".png", ".pdf")
@@ -94,6 +95,7 @@ def check_figure(out: Path, *, force: bool = False, option: str = "--out") -> No
 
 
 def _check_place(out: Path, option: str) -> None:
+    check_local(out, option)
     place = next(parent for parent in out.absolute().parents if parent.exists())
     if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
         raise ExciseError(f"{option} {out}: {place} is not a writable folder; choose another place".strip())

@@ -1,4 +1,4 @@
-"""Run: the resumable results of a suite, in a plain folder without a database.
+"""Run: the resumable results of a suite, in a plain folder without a database, on a disk or in an object store.
 
     run.json                       the plan: suite, size, concepts, methods with their configurations
     fits/method=concept.json       what fitting cost, or why the method refuses the concept
@@ -29,7 +29,8 @@ from typing import Any
 from excise.bench.items import blocks
 from excise.bench.suite import check_plan
 from excise.errors import ExciseError, shown
-from excise.files import is_leftover, parse_json, read_file, read_json, write_atomic
+from excise.files import is_leftover, parse_json, read_file, read_json, write_atomic, write_once
+from excise.remote import Remote
 
 BASELINE = "none"
 """Method that stands for the unerased model."""
@@ -67,28 +68,50 @@ def checked_name(name: str) -> str:
 
 
 class Run:
-    """Opened run.
+    """Opened run. Of one in an object store, `folder` is the copy on this machine.
 
-    Raises ExciseError if the folder is not a run, its plan cannot be read, or one of both leads out of the folder.
+    Raises ExciseError if the folder is not a run, its plan cannot be read, or one of both leads out of the folder, and
+    if an object store fails.
     """
 
-    def __init__(self, folder: Path | str) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: Path | str, remote: Remote | None = None) -> None:
+        self.remote = remote or Remote.open(folder)
+        self.folder = Path(folder) if self.remote is None else self.remote.copy
+        if self.remote is not None and self.remote.fetch(self.folder / "run.json"):
+            self.remote.pull()
         try:
             self.plan: dict[str, Any] = read_json(self.folder / "run.json")
         except OSError as error:
             why = error.strerror
-            raise ExciseError(f"{folder} is not a run ({why}); start one with `excise bench run`") from error
+            raise ExciseError(f"{self.where()} is not a run ({why}); start one with `excise bench run`") from error
         except ValueError as error:
-            raise ExciseError(f"{self.folder / 'run.json'} is damaged ({error}); start another run") from error
+            raise ExciseError(f"{self.where('run.json')} is damaged ({error}); start another run") from error
         if (schema := self.plan.get("schema") if isinstance(self.plan, dict) else None) not in (SCHEMA, OLD):
-            raise ExciseError(f"{folder} has the format {shown(schema)}, not {SCHEMA!r}; start another run")
+            raise ExciseError(f"{self.where()} has the format {shown(schema)}, not {SCHEMA!r}; start another run")
         check_plan(self.plan, self.folder / "run.json")
         for concept in self.plan.get("concepts", ()):
             checked_name(concept)
         with os.scandir(self.folder) as entries:
             if links := sorted(entry.name for entry in entries if entry.is_symlink()):
                 raise ExciseError(f"{self.folder / links[0]} is a link; a run may hold none, as it would write there")
+
+    def where(self, name: str = "") -> str:
+        """Return what a user calls the run, or one of its files: a path, or a URL in an object store."""
+        return str(self.folder / name) if self.remote is None else self.remote.where(name)
+
+    def write(self, path: Path, data: bytes | str, *, once: bool = False) -> None:
+        """Write a file of the run atomically; with `once`, unless it exists. Raises ExciseError if it cannot."""
+        if self.remote is None:
+            (write_once if once else write_atomic)(path, data)
+        else:
+            (self.remote.write_once if once else self.remote.write)(path, data)
+
+    def remove(self, path: Path) -> None:
+        """Remove a file of the run, if it exists."""
+        if self.remote is None:
+            path.unlink(missing_ok=True)
+        else:
+            self.remote.remove(path)
 
     @property
     def named(self) -> dict[str, str]:
@@ -108,18 +131,25 @@ class Run:
 
         Raises ExciseError if the folder holds another run, or other files.
         """
-        folder = Path(folder)
+        remote = Remote.open(folder)
+        folder = Path(folder) if remote is None else remote.copy
+        plan_file = folder / "run.json"
         full = json.loads(json.dumps({"schema": SCHEMA, **plan}))
-        if (folder / "run.json").exists():
-            run = cls(folder)
+        if plan_file.exists() if remote is None else remote.fetch(plan_file):
+            run = cls(folder, remote)
+            if "safety_checker" not in run.plan:  # begun before runs were generated without the safety checker
+                full.pop("safety_checker", None)
             odd = sorted(k for k in {*run.plan, *full} - {"schema"} if run.plan.get(k) != full.get(k))
             if odd:
-                raise ExciseError(f"{folder} holds another run ({', '.join(odd)} differ); choose another folder")
+                raise ExciseError(f"{run.where()} holds another run ({', '.join(odd)} differ); choose another folder")
             return run
-        if folder.exists() and any(not is_leftover(p.name) for p in folder.iterdir()):
-            raise ExciseError(f"{folder} holds other files; choose an empty or new folder")
-        write_atomic(folder / "run.json", json.dumps(full, indent=1, sort_keys=True) + "\n")
-        return cls(folder)
+        others = remote.names() if remote is not None else os.listdir(folder) if folder.exists() else []
+        if any(not is_leftover(name) for name in others):
+            where = folder if remote is None else remote.where()
+            raise ExciseError(f"{where} holds other files; choose an empty or new folder")
+        content = json.dumps(full, indent=1, sort_keys=True) + "\n"
+        write_atomic(plan_file, content) if remote is None else remote.write(plan_file, content)
+        return cls(folder, remote)
 
     @property
     def all_units(self) -> list[Unit]:
@@ -172,7 +202,7 @@ class Run:
         """Forget all failures. Returns the units that had any."""
         units = self.units("failed")
         for name in self._names("failures"):
-            (self.folder / "failures" / name).unlink(missing_ok=True)
+            self.remove(self.folder / "failures" / name)
         return units
 
     def _failed(self, name: str) -> list[Unit]:

@@ -12,6 +12,7 @@ from typing import Any
 from excise.engine.stage import Answer, Outcome, Stage
 from excise.errors import ExciseError, ItemsFailed
 from excise.files import read_json, sha256, write_atomic
+from excise.remote import Remote
 
 
 def failed_in_words(failed: int, of: int, first: str, why: str, folder: Path) -> str:
@@ -33,17 +34,20 @@ def check_made(outcomes: Sequence[Outcome[Any]], names: Callable[[Any], str], fo
 
 
 class Failures:
-    """Failures of a stage's items in a folder, or nothing if `folder` is None.
+    """Failures of a stage's items in a folder, which may be of `remote`'s copy, or nothing if `folder` is None.
 
     A record has a digest of the kind of stage and the item's path: another command's items may have the same names.
     """
 
-    def __init__(self, folder: Path | None, stage: Stage[Any]) -> None:
-        self._folder, self._stage = folder, stage
+    def __init__(self, folder: Path | None, stage: Stage[Any], remote: Remote | None = None) -> None:
+        self._folder, self._stage, self._remote = folder, stage, remote
 
     def read(self, item: Any) -> Mapping[str, Any] | None:
         """Return an item's failure, or None. A damaged file counts as a failure without a reason."""
-        if self._folder is None or not (path := self._path(item)).exists():
+        if self._folder is None:
+            return None
+        path = self._path(item)
+        if not (path.exists() if self._remote is None else self._remote.fetch(path)):
             return None
         with suppress(FileNotFoundError):  # its owner has forgotten it just now
             with suppress(OSError, ValueError):
@@ -75,17 +79,23 @@ class Failures:
                 "expected": answer.expected,
                 "trace": answer.trace,
             }
-            write_atomic(self._path(item), json.dumps(content, indent=1) + "\n")
+            write = write_atomic if self._remote is None else self._remote.write
+            write(self._path(item), json.dumps(content, indent=1) + "\n")
 
     def forget(self, item: Any) -> None:
         """Remove an item's failure. The folder stays: another process may be about to write into it."""
-        if self.read(item) is not None:
+        if self.read(item) is None:
+            return
+        if self._remote is None:
             self._path(item).unlink(missing_ok=True)
+        else:
+            self._remote.remove(self._path(item))
 
     def _path(self, item: Any) -> Path:
         assert self._folder is not None
         return self._folder / f"{self._stage.name(item)}.json"
 
     def _digest(self, item: Any) -> str:
-        kind = type(self._stage)
-        return sha256(f"{kind.__module__}.{kind.__qualname__} {self._stage.path(item).absolute()}".encode())
+        kind, path = type(self._stage), self._stage.path(item)
+        place = path.absolute() if self._remote is None else path.relative_to(self._remote.copy)
+        return sha256(f"{kind.__module__}.{kind.__qualname__} {place}".encode())

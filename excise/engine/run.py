@@ -13,6 +13,7 @@ from excise.engine.engines import Chosen, chosen, is_first
 from excise.engine.failures import Failures, check_made
 from excise.engine.stage import Answer, Item, Needs, Outcome, Pool, Stage
 from excise.errors import ExciseError, InvalidSetting
+from excise.remote import Remote
 
 NEEDS = Needs()
 
@@ -29,6 +30,7 @@ def run(
     retry: bool = False,
     again: bool = False,
     then: Callable[[Outcome[Item]], Sequence[Item]] | None = None,
+    remote: Remote | None = None,
 ) -> Generator[Outcome[Item], None, None]:
     """Make the items whose file does not exist, and yield one outcome for each item, as it is known.
 
@@ -53,6 +55,8 @@ def run(
         retry: Try items that were set aside before.
         again: Make items whose file exists too.
         then: Called with each outcome before it is yielded; returns further items. They come before the others.
+        remote: Folder in an object store, if items' files and `failures` are in its copy. An item is done if the store
+            has its file. The stage writes there.
 
     Raises:
         InvalidSetting: The engine is unknown or its numbers are impossible, or `again` is set for a slice.
@@ -66,7 +70,8 @@ def run(
         raise InvalidSetting(f"{tries} tries cannot be made; give 1 or more")
     if twice := [name for name, n in Counter(map(stage.name, items)).items() if n > 1]:
         raise ExciseError(f"two items are called {twice[0]!r}; leave one of them out")
-    return _Run(engine_, stage, items, needs, tries, Failures(failures, stage), retry, again, then).outcomes()
+    noted = Failures(failures, stage, remote)
+    return _Run(engine_, stage, items, needs, tries, noted, retry, again, then, remote).outcomes()
 
 
 def make_all(
@@ -112,8 +117,9 @@ class _Run:
         retry: bool,
         again: bool,
         then: Callable[[Outcome[Any]], Sequence[Any]] | None,
+        remote: Remote | None,
     ) -> None:
-        self._stage, self._tries, self._failures = stage, tries, failures
+        self._stage, self._tries, self._failures, self._remote = stage, tries, failures, remote
         self._retry, self._again, self._then, self._part = retry, again, then, engine.part
         mine, others = engine.part.divided(items) if engine.part is not None else (list(items), [])
         self._sliced = engine.part is not None
@@ -194,11 +200,16 @@ class _Run:
 
     def _kept(self, item: Any) -> Outcome[Any] | None:
         """Return the outcome of an item whose file exists, and forget that it failed."""
-        if self._again or not self._stage.path(item).exists():
+        if self._again or not self._is_done(item):
             return None
         self._failures.forget(item)
         name = self._stage.name(item)
         return Outcome(item, "kept", tries=self._tried[name], elsewhere=name in self._others)
+
+    def _is_done(self, item: Any) -> bool:
+        """Return whether an item's file exists, and fetch it to the copy of an object store."""
+        path = self._stage.path(item)
+        return path.exists() or (self._remote is not None and self._remote.fetch(path))
 
     def _settle(self, item: Any, answer: Answer, together: bool) -> Iterator[Outcome[Any]]:
         """Yield the outcome of a try, unless the item is tried again."""
@@ -215,6 +226,7 @@ class _Run:
         if answer.disk:
             raise ExciseError(answer.why)
         if answer.kind == "made":
+            self._is_done(item)  # the worker's copy of an object store may be another machine's
             self._failures.forget(item)
             yield Outcome(item, "made", answer.seconds, self._tried[name], why=answer.why)
         elif (outcome := self._kept(item)) is not None:  # another call made it while this try failed

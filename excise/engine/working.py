@@ -13,6 +13,7 @@ from typing import Any
 
 from excise.engine.stage import Answer, Stage
 from excise.errors import ExciseError, one_line
+from excise.remote import StoreFailed
 
 
 class NotWritten(Exception):
@@ -61,10 +62,10 @@ def failed(error: BaseException, kind: Any, seconds: float = 0.0) -> Answer:
 
 
 def is_of_the_disk(error: BaseException) -> bool:
-    """Return whether the disk caused the error (full, read-only), so that every other item would fail too."""
+    """Return whether the disk (full, read-only) or an object store caused the error, so that all items would fail."""
     causes = (error, error.__cause__, error.__context__)
     full = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
-    return any(isinstance(cause, OSError) and cause.errno in full for cause in causes)
+    return isinstance(error, StoreFailed) or any(isinstance(cause, OSError) and cause.errno in full for cause in causes)
 
 
 def opened(pickled: bytes, threads: int, share: int) -> Callable[[Any], object]:

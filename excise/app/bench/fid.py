@@ -34,10 +34,10 @@ def fid(run: Run, label: str, against: Path | None = None, device: str = "cpu") 
             pictures.
     """
     if label not in run.plan["methods"]:
-        raise ExciseError(f"{run.folder} has no method {label!r}; it has {', '.join(run.plan['methods'])}")
-    sides = {f"{label} of {run.folder}": len(sound(run, label))}
+        raise ExciseError(f"{run.where()} has no method {label!r}; it has {', '.join(run.plan['methods'])}")
+    sides = {f"{label} of {run.where()}": len(sound(run, label))}
     if against is None:
-        sides[f"{BASELINE} of {run.folder}"] = len(sound(run, BASELINE))
+        sides[f"{BASELINE} of {run.where()}"] = len(sound(run, BASELINE))
     else:
         sides[str(against)] = len(pictures_in(against))
     for name, n in sides.items():

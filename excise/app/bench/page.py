@@ -21,7 +21,7 @@ from excise.bench.suite import Suite
 
 def render(run: Run, suite: Suite, measured: Mapping[str, Any]) -> str:
     """Return the page as HTML, from what `excise.bench.results.results` returned."""
-    command = shlex.join(("excise", "bench", "report", str(run.folder)))
+    command = shlex.join(("excise", "bench", "report", run.where()))
     return render_template(
         "bench.html",
         Made(command, measured["machine"], measured["date"]),

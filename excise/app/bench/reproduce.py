@@ -61,7 +61,7 @@ def snce_table(number: int, runs: Sequence[Run]) -> Table:
         suite = run.plan["suite"]
         if suite not in SUITES[number]:
             raise ExciseError(
-                f"{run.folder} is a run of {suite}; table {number} needs runs of {', '.join(SUITES[number])}"
+                f"{run.where()} is a run of {suite}; table {number} needs runs of {', '.join(SUITES[number])}"
             )
         by_suite[suite] = _rows(run)
     made: Table = (_table_1, _table_2, _table_3, _table_4)[number - 1](by_suite)
@@ -97,7 +97,7 @@ def saemnesia_table(runs: Sequence[Run]) -> Table:
     own = []
     for run in runs:
         if run.plan["suite"] != "unlearncanvas":
-            raise ExciseError(f"{run.folder} is a run of {run.plan['suite']}; this table needs runs of unlearncanvas")
+            raise ExciseError(f"{run.where()} is a run of {run.plan['suite']}; this table needs runs of unlearncanvas")
         for label, method in measured(run)["methods"].items():
             names = [column.replace(" ", ".").lower() for column in published.UNLEARNCANVAS_COLUMNS[:6]]
             values = [method["figures"].get(name, {}).get("value") for name in names]
@@ -131,7 +131,7 @@ def figure_7(run: Run, prompts: int = 3, blur: bool = True) -> bytes:
             by_rest.setdefault(replace(config, lam=0.0), {0.0: BASELINE})[config.lam] = label
     if max((len(labels) for labels in by_rest.values()), default=0) < 3:
         raise ExciseError(
-            f"{run.folder} does not vary λ; run it with --methods snce:lam=0.4 --methods snce:lam=0.8 ..."
+            f"{run.where()} does not vary λ; run it with --methods snce:lam=0.4 --methods snce:lam=0.8 ..."
         )
     records = {(record["method"], record["case"]): record for record in run.records()}
     target = next(family for family in suite_of(run).families if family.role != "keep").name

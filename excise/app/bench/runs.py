@@ -30,7 +30,6 @@ from excise.bench.run import Run
 from excise.bench.suite import Suite
 from excise.drawn import without_checker
 from excise.errors import ExciseError
-from excise.files import write_atomic
 from excise.methods import METHODS
 from excise.plugins import plugins
 from excise.reference import data
@@ -81,18 +80,11 @@ def start(
     names = tuple(concepts or chosen.concepts(size))
     for name in names:
         chosen.cases(name, size)
-    plan |= {"concepts": list(names), "methods": [entry.label for entry in entries]}
-    if not _begun_with_checker(folder):
-        plan["safety_checker"] = None
+    plan |= {"concepts": list(names), "methods": [entry.label for entry in entries], "safety_checker": None}
     if weights != DEFAULT:
         plan["weights"] = asdict(weights)
     plan["configurations"] = {entry.label: entry.configuration for entry in entries}
     return Run.create(folder, plan)
-
-
-def _begun_with_checker(folder: Path) -> bool:
-    """Return whether the folder's run dates from before runs were generated without the safety checker."""
-    return (Path(folder) / "run.json").exists() and "safety_checker" not in Run(folder).plan
 
 
 def _named(methods: Sequence[str]) -> list[str]:
@@ -116,10 +108,10 @@ def resume(
     """
     for label, configuration in run.plan["configurations"].items():
         if Entry.parse(label).configuration != configuration:
-            raise ExciseError(f"the defaults of {label} changed since {run.folder} was started; start another run")
+            raise ExciseError(f"the defaults of {label} changed since {run.where()} was started; start another run")
     if run.plan["suite"] in BATCHED and "batch" not in run.plan["settings"] and not run.is_finished:
         raise ExciseError(
-            f"{run.folder} was begun by a version of Excise that generated pictures one by one, and is not finished; "
+            f"{run.where()} was begun by a version of Excise that generated pictures one by one, and is not finished; "
             "finish it with that version, or start another run"
         )
     opening = Opening(run.folder, device)
@@ -169,12 +161,14 @@ def measured(run: Run) -> dict[str, Any]:
 
 def report(run: Run) -> dict[str, Any]:
     """Compute a run's results. Write results.json, results.csv, report.html and .eval_results/ into its folder."""
+    if run.remote is not None:
+        run.remote.pull(exact=True)
     found = measured(run) | {"machine": machine(), "date": datetime.date.today().isoformat()}
-    write_atomic(run.folder / "results.json", json.dumps(found, indent=1) + "\n")
-    write_atomic(run.folder / "results.csv", table(found))
+    run.write(run.folder / "results.json", json.dumps(found, indent=1) + "\n")
+    run.write(run.folder / "results.csv", table(found))
     for name, text in eval_results(found).items():
-        write_atomic(run.folder / ".eval_results" / name, text)
-    write_atomic(run.folder / "report.html", render(run, suite_of(run), found))
+        run.write(run.folder / ".eval_results" / name, text)
+    run.write(run.folder / "report.html", render(run, suite_of(run), found))
     return found
 
 

@@ -45,7 +45,7 @@ def searched(folder: Path, name: str) -> Path:
 
 def save_searched(run: Run, name: str, cases: Sequence[Case]) -> None:
     """Save the cases of a search. Of two that save at the same time, the first one's stay."""
-    write_once(searched(run.folder, name), json.dumps([asdict(case) for case in cases], indent=1) + "\n")
+    run.write(searched(run.folder, name), json.dumps([asdict(case) for case in cases], indent=1) + "\n", once=True)
 
 
 def _found(run: Run, name: str) -> list[Case]:

@@ -101,7 +101,7 @@ def refuse_other_dtype(run: Run, pipe: Pipeline) -> None:
         before = _DTYPE.search(str(read_saved(path, dict).get("drawn_with", "")))
         if before is not None and before["dtype"] != _dtype(pipe):
             raise ExciseError(
-                f"{run.folder} has pictures in {before[0]}, and would continue in {_dtype(pipe)} on "
+                f"{run.where()} has pictures in {before[0]}, and would continue in {_dtype(pipe)} on "
                 f"{as_diffusers(pipe).device}; continue on the first device, or start another run (with --dtype "
                 f"{before['dtype']} for the same precision)"
             )

@@ -17,6 +17,7 @@ from excise.bench.items.cases import all_cases, block_file, checked_file, cut, s
 from excise.bench.items.drawn_with import drawn_with, forget_peak, peak_memory
 from excise.bench.items.entry import Entry
 from excise.bench.items.given import acts_on_text_alone, is_given_at_once, is_untouched
+from excise.bench.items.recording import records_of
 from excise.bench.items.reusing import Reusing, Taken, check_alike, chosen_to_check
 from excise.bench.pictures import png
 from excise.bench.run import Record, Run, Unit
@@ -26,14 +27,16 @@ from excise.engine.working import is_of_the_disk
 from excise.erasers import Eraser
 from excise.erasers.artefact.verdict import WeakEraser
 from excise.errors import ExciseError
-from excise.files import sha256, write_atomic
 from excise.methods.lookup import method, settings_of
 from excise.pipeline import Pipeline
+from excise.remote import Remote
 from excise.sae import TopKSAE
 from excise.sae import load as load_sae
 from excise.sites.truncation import cuts, suppress_cut_warnings
 from excise.step_progress import by_steps
 
+MANIFEST = "manifest.json"
+"""File of an eraser that is written last."""
 Kind = Literal["fit", "search", "attack", "draw", "check"]
 
 
@@ -70,9 +73,11 @@ class Making:
     folder: Path
     opening: Callable[[], Opened]
     """Loads what a worker works with; for other processes it is pickled."""
+    remote: Remote | None = None
+    """The run's folder in an object store, if it is in one."""
 
     def open(self) -> Maker:
-        return Maker(Run(self.folder), self.opening())
+        return Maker(Run(self.folder, self.remote), self.opening())
 
     def path(self, item: Item) -> Path:
         if item.kind == "fit":
@@ -107,6 +112,8 @@ class Maker:
         suppress_cut_warnings(self._pipe)  # each record states what part of its prompt is truncated
 
     def __call__(self, item: Item) -> None:
+        if self._run.remote is not None:
+            self._run.remote.pull()  # what other machines have made since
         work = {
             "fit": self._fit, "search": self._search, "attack": self._attack, "draw": self._draw, "check": self._check,
         }  # fmt: skip
@@ -122,17 +129,19 @@ class Maker:
         unit = item.unit
         try:
             cost = self._fitted(unit)
+            if self._run.remote is not None and (folder := self._saved(unit)).exists():
+                self._run.remote.push(folder, MANIFEST)
         except ExciseError as error:
             if is_of_the_disk(error):
                 raise
             # That a method cannot erase this concept is a result too, and listed in the report.
             cost = {"refused": str(error)}
-        write_atomic(fit_file(self._run.folder, unit), json.dumps(cost, indent=1, sort_keys=True) + "\n")
+        self._run.write(fit_file(self._run.folder, unit), json.dumps(cost, indent=1, sort_keys=True) + "\n")
 
     def _fitted(self, unit: Unit) -> dict[str, Any]:
         """Fit and save the eraser, and return the cost; nothing for an eraser that was put there."""
-        folder, entry = self._run.folder / "erasers" / unit.file, Entry.parse(unit.method)
-        if (folder / "manifest.json").exists():
+        folder, entry = self._saved(unit), Entry.parse(unit.method)
+        if (folder / MANIFEST).exists():
             return {}
         forget_peak()
         began = time.perf_counter()
@@ -167,13 +176,17 @@ class Maker:
         """Attach a unit's eraser, and detach the last one. An eraser without edits is made again: it is empty."""
         if self._attached != unit:
             self.close()
-            folder, entry = self._run.folder / "erasers" / unit.file, Entry.parse(unit.method)
-            saved = (folder / "manifest.json").exists()
+            folder, entry = self._saved(unit), Entry.parse(unit.method)
+            saved = (folder / MANIFEST).exists()
             self._eraser = Eraser.load(folder) if saved else self._made(unit, entry)
             settings = {**settings_of(entry.method, self._defaults), **entry.settings}
             self._stack.enter_context(self._eraser.attach(self._pipe, sae=_sae(self._eraser, settings)))
             self._attached = unit
         return self._eraser
+
+    def _saved(self, unit: Unit) -> Path:
+        """Return the folder of a unit's eraser."""
+        return self._run.folder / "erasers" / unit.file
 
     @property
     def _size(self) -> str:
@@ -190,11 +203,11 @@ class Maker:
             drawn, seconds = self._drawn(batch, self._progress) if taken is None else (taken.drawn, taken.seconds)
             pictures |= {case.id: png(picture) for case, picture in zip(batch, drawn.pixels, strict=True)}
             lost = {cut.prompt: cut.lost for cut in cuts(self._pipe, [case.prompt for case in batch])}
-            rows = _records(unit, self._suite, batch, drawn, seconds, lost)
+            rows = records_of(unit, self._suite, batch, drawn, seconds, lost)
             origin = [{}] * len(batch) if taken is None else [{"reused": record["case"]} for record in taken.records]
             records += [{"drawn_with": made_with} | row | own for row, own in zip(rows, origin, strict=True)]
-        checked_file(self._run.folder, unit).unlink(missing_ok=True)  # it was of other pictures
-        write_atomic(block_file(self._run.folder, unit, item.number), blocks.packed(records, pictures))
+        self._run.remove(checked_file(self._run.folder, unit))  # it was of other pictures
+        self._run.write(block_file(self._run.folder, unit, item.number), blocks.packed(records, pictures))
 
     def _check(self, item: Item) -> None:
         """Generate some of the unit's pictures that were taken over, and compare them.
@@ -212,7 +225,7 @@ class Maker:
             if chosen & {case.id for case in batch}:
                 check_alike(self._run.folder, unit, batch, self._drawn(batch, None)[0], records)
         content = {"reused": len(reused), "redrawn": sorted(chosen), "elsewhere": len(reused) - len(alike)}
-        write_atomic(checked_file(self._run.folder, unit), json.dumps(content, indent=1) + "\n")
+        self._run.write(checked_file(self._run.folder, unit), json.dumps(content, indent=1) + "\n")
 
     def _drawn_with(self) -> str:
         return drawn_with(self._pipe, getattr(self._suite, "sampler", None))
@@ -253,45 +266,3 @@ def _sae(eraser: Eraser, settings: Mapping[str, Any]) -> TopKSAE | None:
         return None
     folder = next((value for name, value in settings.items() if name.rpartition(".")[2] == "sae" and value), None)
     return None if folder is None else load_sae(Path(folder))
-
-
-def _records(
-    unit: Unit,
-    suite: Suite,
-    cases: list[Case],
-    drawn: Drawn,
-    seconds: float,
-    lost: Mapping[str, str],
-) -> list[Record]:
-    """Return the records of pictures, with the detectors' verdicts on sound pictures.
-
-    If a detector fails or a picture is broken, the record states that instead. `lost` maps prompts to their truncated
-    ends.
-    """
-    sound = [n for n, fault in enumerate(drawn.faults) if fault is None]
-    verdicts: list[dict[str, Any]] = [{"fault": fault} for fault in drawn.faults]
-    try:
-        seen = suite.judge([cases[n] for n in sound], drawn.pixels[sound]) if sound else []
-        for n, verdict in zip(sound, seen, strict=True):
-            verdicts[n]["seen"] = verdict
-    except Exception as error:
-        for n in sound:
-            verdicts[n] = {"fault": None, "error": f"{type(error).__name__}: {error}"}
-    records = []
-    for case, picture, verdict in zip(cases, drawn.pixels, verdicts, strict=True):
-        records.append(
-            {
-                "method": unit.method,
-                "concept": unit.concept,
-                "case": case.id,
-                "family": case.family,
-                "prompt": case.prompt,
-                "seed": case.seed,
-                "generator": "cpu",
-                "picture": sha256(picture.tobytes()),
-                "seconds": round(seconds, 4),
-                **({"lost": lost[case.prompt]} if case.prompt in lost else {}),
-                **verdict,
-            }
-        )
-    return records

@@ -13,7 +13,6 @@ from excise.bench.suite import Suite, read_saved
 from excise.engine import Needs, Outcome, is_here
 from excise.engine import run as on_engine
 from excise.errors import ExciseError, ItemsFailed
-from excise.files import write_atomic
 
 NEEDS = Needs()
 
@@ -50,14 +49,20 @@ def work(
     if run.old:
         if not run.is_finished:
             raise ExciseError(
-                f"{run.folder} was begun by an earlier version of Excise and is not finished; finish it with that "
+                f"{run.where()} was begun by an earlier version of Excise and is not finished; finish it with that "
                 "version, or start another run"
             )
         return
     here = is_here(engine, workers)
-    stage = Making(run.folder, (lambda: Opened(suite, load(), defaults, progress)) if here else _given(opening))
+    loads = (lambda: Opened(suite, load(), defaults, progress)) if here else _given(opening)
+    stage = Making(run.folder, loads, run.remote)
     plan = _Plan(run, suite)
-    how: dict[str, Any] = {"needs": needs, "workers": workers, "failures": run.folder / "failures"}
+    how: dict[str, Any] = {
+        "needs": needs,
+        "workers": workers,
+        "failures": run.folder / "failures",
+        "remote": run.remote,
+    }
     failed = []
     with closing(on_engine(engine, stage, plan.first(), then=plan.then, **how)) as outcomes:
         for outcome in outcomes:
@@ -82,8 +87,8 @@ class Unfinished(ItemsFailed):
         lines = [f"{_in_words(outcome.item)}: {outcome.why}" for outcome in failed]
         more = f" and {len(lines) - 5} more;" if len(lines) > 5 else ""
         super().__init__(
-            f"{len(lines)} parts are not done: {'; '.join(lines[:5])};{more} details in {run.folder / 'failures'}; "
-            f"try them again with `excise bench resume {run.folder} --retry`"
+            f"{len(lines)} parts are not done: {'; '.join(lines[:5])};{more} details in {run.where('failures')}; "
+            f"try them again with `excise bench resume {run.where()} --retry`"
         )
 
 
@@ -162,4 +167,4 @@ class _Plan:
     def _note(self, unit: Unit) -> None:
         """Note that a unit is done. No work depends on it; `Run.units` reads it."""
         if not (note := self._run.folder / "done" / unit.file).exists():
-            write_atomic(note, "")
+            self._run.write(note, "")

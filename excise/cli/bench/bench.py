@@ -16,6 +16,7 @@ from excise.cli.terminal import complain, echo, emit, note, progress
 from excise.cli.weights import choosing_weights
 from excise.errors import ExciseError
 from excise.outputs import check_file, check_resumed
+from excise.remote import url_of
 
 if TYPE_CHECKING:
     from excise.bench.gates import Gate
@@ -113,7 +114,8 @@ def run(
     json: Json = False,
 ) -> None:
     """Generate and judge pictures for every prompt with every method, and with the unerased model."""
-    check_resumed(out)
+    if url_of(out) is None:
+        check_resumed(out)
     from excise.app.bench.runs import start
     from excise.app.erase.finding import chosen
     from excise.bench import gates
@@ -277,7 +279,7 @@ def _report(run: Run, as_json: bool) -> dict[str, Any]:
     from excise.cli.bench.printing import show
 
     if run.named:
-        note(f"{run.folder / 'run.json'} names {', '.join(f'{key} {value}' for key, value in run.named.items())}")
+        note(f"{run.where('run.json')} names {', '.join(f'{key} {value}' for key, value in run.named.items())}")
     measured = report(run)
     emit(as_json, measured, lambda: show(run, measured))
     return measured

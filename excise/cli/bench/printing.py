@@ -67,7 +67,7 @@ def show(run: Run, measured: Mapping[str, Any]) -> None:
         what = outside(method) | {"concepts refused": len(method["refused"])}
         if any(what.values()):
             note(f"{label}, left out of the figures: {', '.join(f'{name} {n}' for name, n in what.items() if n)}")
-    note(f"wrote {run.folder / 'report.html'}, results.json and results.csv")
+    note(f"wrote {run.where('report.html')}, results.json and results.csv")
 
 
 def _bar(name: str, bar: Bar) -> str:
