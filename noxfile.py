@@ -5,7 +5,7 @@ libraries need different versions of huggingface_hub: transformers 4.57 needs on
 from 1.23. "newest" is at least the version in constraints.txt, so that pip cannot silently choose an older one for the
 other library. The session `core` runs what an eraser needs before it is attached, next to an older transformers than
 Excise supports. The session `saes` exchanges SAEs with SAELens and sparsify, each in an environment of its own. The
-session `ray` runs the engine for clusters on one of this machine.
+session `ray` runs the engine for clusters on one of this machine, and `s3` runs in a bucket on moto's server.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ SUITE = (
 CORE = ("torch", "safetensors", "lazy_loader", "model-signing", "pyopenssl")
 """What reading, checking, digesting and signing an eraser, and computing its text edits, need."""
 SAE_LIBRARIES = {"SAELENS": "sae-lens==6.54.12", "SPARSIFY": "eai-sparsify==1.3.3"}
+MOTO = ("moto[s3]==5.2.5", "boto3==1.43.11", "flask==3.1.3", "flask-cors==6.0.2")
+"""What moto's S3 server needs; all of its servers need far more. With a version of boto3 pip does not try them all."""
 TORCH = next(line for line in PINS if line.startswith("torch=="))
 
 
@@ -79,6 +81,18 @@ def saes(session: nox.Session) -> None:
         session.run(python, "-m", "pip", "install", "-q", package, TORCH, external=True)
         environment[f"EXCISE_{name}_PYTHON"] = python
     session.run("python", "-m", "pytest", "-m", "", "-rs", "tests/sae/test_libraries.py", env=environment)
+
+
+@nox.session
+def s3(session: nox.Session) -> None:
+    """Run the tests of runs in a bucket on moto's server, in an environment of its own."""
+    session.install("-e", "reference", "-e", ".[plot,parquet]", "pytest", *pinned(session))
+    folder = Path(session.create_tmp()) / "moto"
+    session.run("python", "-m", "venv", str(folder))
+    python = str(folder / "bin" / "python")
+    session.run(python, "-m", "pip", "install", "-q", *MOTO, external=True)
+    environment = {"OMP_NUM_THREADS": "1", "EXCISE_MOTO_PYTHON": python}
+    session.run("python", "-m", "pytest", "tests/remote", env=environment)
 
 
 @nox.session

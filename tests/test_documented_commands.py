@@ -22,12 +22,16 @@ HUB, GPU, MODEL, SERVER = "a model hub", "a GPU", "a model that is not bundled",
 PLUGIN = "the page's package: tests/test_plugins.py installs one like it"
 BROWSER = "a person at a browser: tests/app/studio/test_page.py visits it"
 CLUSTER = "a cluster: tests/engine has what every engine promises"
+BUCKET = "a bucket: tests/remote has a server"
 HOURS, RUNS = "hours", "runs of a model that is not bundled"
 UNTIL_STOPPED = "it serves until it is stopped: tests/app/serve/test_process.py"
 ELSEWHERE = {
     "docs/how-to/http-service.md: serve policy.yaml --port 8000": UNTIL_STOPPED,
     "docs/how-to/bench.md: bench resume run --device cuda": GPU,
     "docs/how-to/scale.md: erase gun,cat,rocket --method esd-x,mace": CLUSTER,
+    "docs/how-to/scale.md: bench run canvas --methods snce,uce --out s3://bucket/run": BUCKET,
+    "docs/how-to/scale.md: bench resume s3://bucket/run": BUCKET,
+    "docs/how-to/scale.md: bench report s3://bucket/run": BUCKET,
     "docs/how-to/harden.md: harden car-eraser": "minutes: it reads the whole vocabulary",
     "docs/how-to/bench.md: reproduce snce --figure 7 --run RUN": RUNS,
     "docs/how-to/hub.md: push gun-eraser owner/gun-eraser --private": HUB,

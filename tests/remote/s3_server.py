@@ -71,6 +71,7 @@ class Store:
 class _Handler(BaseHTTPRequestHandler):
     of: Store
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # headers and body are written apart
 
     def do_GET(self) -> None:
         name, query = self._asked()
@@ -106,12 +107,12 @@ class _Handler(BaseHTTPRequestHandler):
         if name.partition("/")[0] != "bucket":
             self._answer(404, _error("NoSuchBucket"))
         elif "uploads" in query:
-            said = f"<InitiateMultipartUploadResult><UploadId>{self.of.begin()}</UploadId>"
-            self._answer(200, f"{said}</InitiateMultipartUploadResult>".encode())
+            answer = f"<InitiateMultipartUploadResult><UploadId>{self.of.begin()}</UploadId>"
+            self._answer(200, f"{answer}</InitiateMultipartUploadResult>".encode())
         else:
             self.of.finish(name, query["uploadId"])
-            said = "<CompleteMultipartUploadResult><ETag>x</ETag></CompleteMultipartUploadResult>"
-            self._answer(200, said.encode())
+            answer = "<CompleteMultipartUploadResult><ETag>x</ETag></CompleteMultipartUploadResult>"
+            self._answer(200, answer.encode())
 
     def do_DELETE(self) -> None:
         self.of.objects.pop(self._asked()[0], None)

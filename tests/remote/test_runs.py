@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 from excise.bench.items import blocks
 from excise.bench.items.work import Unfinished, work
 from excise.bench.run import Run, Unit
-from excise.cli import app
+from excise.engine import engines
+from excise.engine.local import Local
+from excise.engine.processes import Processes
 from excise.errors import ExciseError
-from excise.remote import StoreFailed
 from tests.bench.test_work import CONCEPTS, UNITS, Opening, Small, burn, kill, stub
 from tests.remote.conftest import URL
 from tests.remote.s3_server import Store
@@ -29,7 +29,13 @@ PLAN = {"methods": ["none"], "concepts": list(CONCEPTS), "size": "quick"}
 
 @pytest.fixture(autouse=True)
 def _without_a_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
-    stub(monkeypatch.setattr)
+    lighter(monkeypatch.setattr)
+
+
+def lighter(put: Callable[[Any, str, Any], None] = setattr) -> None:
+    """Leave out what needs a pipeline. A slice works in its own process, not in one worker that imports torch again."""
+    stub(put)
+    put(engines, "Processes", lambda stage, needs, n: Local(stage) if n == 1 else Processes(stage, needs, n))
 
 
 def at_work(run: Run, folder: Path, poison: str = "", how: Callable[[], None] = burn, **options: Any) -> None:
@@ -40,7 +46,7 @@ def at_work(run: Run, folder: Path, poison: str = "", how: Callable[[], None] = 
 
 def machine(folder: str, poison: str, how: Callable[[], None], engine: str | None) -> None:
     """Begin or resume the run, as a process of a machine of its own."""
-    stub()
+    lighter()
     at_work(Run.create(URL, PLAN), Path(folder), poison, how, engine=engine)
 
 
@@ -109,14 +115,6 @@ def test_a_machine_that_is_lost_leaves_what_it_finished(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("bucket")
-def test_a_worker_that_dies_is_replaced(tmp_path: Path) -> None:
-    run = Run.create(URL, PLAN)
-    with pytest.raises(Unfinished, match="its worker was killed by SIGKILL"):
-        at_work(run, tmp_path / "here", "a bat", kill, engine="processes:2")
-    assert Run(URL).units("done") == [unit for unit in UNITS if unit.concept != "bat"]
-
-
-@pytest.mark.usefixtures("bucket")
 def test_a_machine_knows_what_another_failed_at_and_retry_forgets_it(tmp_path: Path) -> None:
     owner = zlib.crc32(f"draw-{UNITS[1].file}-00001".encode()) % 2
     with pytest.raises(Unfinished) as said:
@@ -141,7 +139,7 @@ def test_a_store_that_fails_ends_the_work_and_nothing_is_set_aside(store: Store,
             store.closed = True
 
     store.told = lose
-    with pytest.raises(StoreFailed, match=f"cannot write {URL} "):
+    with pytest.raises(ExciseError, match=f"cannot write {URL} .*the network"):
         at_work(run, tmp_path / "here")
     assert len(store.files()) > made
     store.closed, store.told = False, lambda method, path: None
@@ -172,20 +170,3 @@ def test_another_run_and_other_files_are_refused() -> None:
         Run.create("s3://bucket/some", PLAN)
     with pytest.raises(ExciseError, match="s3://bucket/none is not a run"):
         Run("s3://bucket/none")
-
-
-@pytest.mark.usefixtures("bucket")
-def test_commands_name_a_bucket_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for command, says in {
-        "bench run canvas --concepts gun --out s3://nowhere/run": "cannot write s3://nowhere/run (NO_SUCH_BUCKET",
-        "bench resume s3://nowhere/run": "s3://nowhere/run is not a run",
-        "bench report s3://nowhere/run": "s3://nowhere/run is not a run",
-        "erase gun --out s3://bucket/eraser": "--out s3://bucket/eraser: only `excise bench` works in an object store",
-        "sae corpus a.txt --out s3://bucket/corpus": "only `excise bench` works in an object store",
-    }.items():
-        told = CliRunner().invoke(app, command.split())
-        assert told.exit_code == 2, told.output
-        (line,) = told.stderr.strip().splitlines()
-        assert says in line
-    assert list(tmp_path.iterdir()) == []

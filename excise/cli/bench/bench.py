@@ -261,6 +261,8 @@ def _go_on(run: Run, as_json: bool, device: str, engine: str | None, workers: in
     from excise.app.bench.runs import resume, total
     from excise.bench.items.work import Unfinished
 
+    if run.remote is not None:
+        note(f"this machine works on a copy of {run.where()} in {run.folder}")
     unfinished: Unfinished | None = None
     with progress("pictures", total(run)) as advance:
         advance(len(run.records()))
