@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from excise.errors import ExciseError, InvalidSetting, MissingExtra, reason
-from excise.files import is_leftover, write_atomic
+from excise.files import TENSORS, is_leftover, read_file, write_atomic
 
 SCHEMES = ("s3", "gs")
 THREADS = 16
@@ -59,7 +59,7 @@ class Remote:
     copy: Path
 
     @classmethod
-    def open(cls, folder: Path | str) -> Remote | None:
+    def at(cls, folder: Path | str) -> Remote | None:
         """Return a folder in an object store with an empty copy, which goes with this object; None for one on a disk.
 
         Raises MissingExtra without pyarrow, and InvalidSetting for an invalid URL.
@@ -131,7 +131,7 @@ class Remote:
             self.pull()
             return
         for path in sorted(folder.iterdir(), key=lambda path: (path.name == last, path.name)):
-            self.write(path, path.read_bytes())
+            self.write(path, read_file(path, TENSORS))
 
     def remove(self, path: Path) -> None:
         """Remove a file from the store and the copy, if it is there."""
@@ -172,6 +172,8 @@ class Remote:
             found = path.stat()
             if (found.st_size, int(found.st_mtime)) == (info.size, int(info.mtime.timestamp())):
                 return True
+        if info.size > TENSORS:
+            raise ExciseError(f"{self.where(name)} has {info.size} bytes, more than the {TENSORS} allowed")
         try:
             with self._reaching("read"), self._files.open_input_file(info.path) as stream:
                 data = stream.read()
@@ -205,7 +207,7 @@ def _stamp(path: Path, info: Any) -> None:
 
 @cache
 def _opened(url: str) -> tuple[Any, str]:
-    """Return pyarrow's file system for a URL, and the folder's path in it. Raises as `Remote.open`."""
+    """Return pyarrow's file system for a URL, and the folder's path in it. Raises as `Remote.at`."""
     if "@" in url.partition("?")[0]:
         raise InvalidSetting("a URL with credentials would be printed; set them in the environment instead")
     try:

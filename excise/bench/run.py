@@ -75,7 +75,7 @@ class Run:
     """
 
     def __init__(self, folder: Path | str, remote: Remote | None = None) -> None:
-        self.remote = remote or Remote.open(folder)
+        self.remote = remote or Remote.at(folder)
         self.folder = Path(folder) if self.remote is None else self.remote.copy
         if self.remote is not None and self.remote.fetch(self.folder / "run.json"):
             self.remote.pull()
@@ -131,7 +131,7 @@ class Run:
 
         Raises ExciseError if the folder holds another run, or other files.
         """
-        remote = Remote.open(folder)
+        remote = Remote.at(folder)
         folder = Path(folder) if remote is None else remote.copy
         plan_file = folder / "run.json"
         full = json.loads(json.dumps({"schema": SCHEMA, **plan}))
