@@ -16,9 +16,6 @@ import pytest
 from excise.bench.items import blocks
 from excise.bench.items.work import Unfinished, work
 from excise.bench.run import Run, Unit
-from excise.engine import engines
-from excise.engine.local import Local
-from excise.engine.processes import Processes
 from excise.errors import ExciseError
 from tests.bench.test_work import CONCEPTS, UNITS, Opening, Small, burn, kill, stub
 from tests.remote.conftest import URL
@@ -29,13 +26,7 @@ PLAN = {"methods": ["none"], "concepts": list(CONCEPTS), "size": "quick"}
 
 @pytest.fixture(autouse=True)
 def _without_a_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
-    lighter(monkeypatch.setattr)
-
-
-def lighter(put: Callable[[Any, str, Any], None] = setattr) -> None:
-    """Leave out what needs a pipeline. A slice works in its own process, not in one worker that imports torch again."""
-    stub(put)
-    put(engines, "Processes", lambda stage, needs, n: Local(stage) if n == 1 else Processes(stage, needs, n))
+    stub(monkeypatch.setattr)
 
 
 def at_work(run: Run, folder: Path, poison: str = "", how: Callable[[], None] = burn, **options: Any) -> None:
@@ -46,7 +37,7 @@ def at_work(run: Run, folder: Path, poison: str = "", how: Callable[[], None] = 
 
 def machine(folder: str, poison: str, how: Callable[[], None], engine: str | None) -> None:
     """Begin or resume the run, as a process of a machine of its own."""
-    lighter()
+    stub()
     at_work(Run.create(URL, PLAN), Path(folder), poison, how, engine=engine)
 
 
