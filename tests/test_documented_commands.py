@@ -28,6 +28,7 @@ ELSEWHERE = {
     "docs/how-to/http-service.md: serve policy.yaml --port 8000": UNTIL_STOPPED,
     "docs/how-to/bench.md: bench resume run --device cuda": GPU,
     "docs/how-to/scale.md: erase gun,cat,rocket --method esd-x,mace": CLUSTER,
+    "docs/how-to/scale.md: sae train --model $MODEL": CLUSTER,
     "docs/how-to/harden.md: harden car-eraser": "minutes: it reads the whole vocabulary",
     "docs/how-to/bench.md: reproduce snce --figure 7 --run RUN": RUNS,
     "docs/how-to/hub.md: push gun-eraser owner/gun-eraser --private": HUB,
