@@ -20,7 +20,7 @@ SLOW = replace(CONFIG, tokens=65 * 200, log_every=5, checkpoint_every=20)
 
 @dataclass(frozen=True)
 class Work:
-    """Train the SAE of tests/sae/test_parallel.py, with a fault in rank 1, or one that the first rank is told."""
+    """Train the SAE of tests/sae/test_parallel.py, with a fault in rank 1."""
 
     out: str
     data: int = 2

@@ -186,8 +186,8 @@ def train(
     how: dict[str, Any] = {"padding": padding, "bos": bos, "reading": reading}
     if not reading.is_first:
         for folder, place in places.items():
-            with progress(f"reading the prompts for {folder.name}", len(texts)) as captured:
-                help_with(pipe, place, texts, folder, captured=captured, **how)
+            with progress(f"reading the prompts for {folder.name}", len(texts)) as advance:
+                help_with(pipe, place, texts, folder, captured=advance, **how)
         note("the first slice trains")
         return
     how |= {"card": card, "mesh": mesh}
