@@ -64,8 +64,8 @@ def check_room(needs: Needs, workers: int = 1) -> None:
     less = "start a larger node first, or ask for less (without a GPU: --device cpu)"
     if room:
         raise ExciseError(
-            f"the Ray cluster has room for {room} workers at once, not for {workers}, each of which needs "
-            f"{_listed(wanted)}; start more nodes first, or ask for fewer workers"
+            f"the Ray cluster has room for {room} workers at once, not for {workers}; each needs {_listed(wanted)}; "
+            "start more nodes first, or ask for fewer workers"
         )
     raise ExciseError(
         f"no node of the Ray cluster has room for a worker, which needs {_listed(wanted)}; the largest has "

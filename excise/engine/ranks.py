@@ -35,7 +35,7 @@ def run_ranks(
     number: int,
     *,
     needs: Needs,
-    heard: Callable[[Any], None],
+    received: Callable[[Any], None],
     restarts: int = RESTARTS,
 ) -> None:
     """Call `work(say)` in a number of processes that know each other by torch.distributed.
@@ -49,7 +49,7 @@ def run_ranks(
         work: What each rank does.
         number: Number of ranks.
         needs: What each rank needs.
-        heard: Called with everything that a rank says.
+        received: Called with everything that a rank says.
         restarts: How often they are started again.
 
     Raises:
@@ -66,7 +66,7 @@ def run_ranks(
         desk = ray.remote(_Desk).options(num_cpus=0).remote()
         task = ray.remote(_train).options(num_cpus=0, max_retries=0)
         training = task.remote(work, number, needs, restarts, os.getcwd(), desk)
-        _follow(ray, desk, training, heard)
+        _follow(ray, desk, training, received)
     finally:
         with suppress(Exception):  # the cluster may be lost
             if training is not None:
@@ -78,7 +78,7 @@ def run_ranks(
             ray.shutdown()
 
 
-def _follow(ray: Any, desk: Any, training: Any, heard: Callable[[Any], None]) -> None:
+def _follow(ray: Any, desk: Any, training: Any, received: Callable[[Any], None]) -> None:
     """Pass on what the ranks say until they have ended. Raises what `run_ranks` does."""
     begun = stopping = done = False
     until = float("inf")
@@ -91,14 +91,14 @@ def _follow(ray: Any, desk: Any, training: Any, heard: Callable[[Any], None]) ->
                 stopping = True
             try:
                 done = bool(ray.wait([training], timeout=LOOK)[0])
-                messages, answer, failure = ray.get(desk.heard.remote())
+                messages, answer, failure = ray.get(desk.received.remote())
                 lost = ray.get(training) if done else None
             except (ray.exceptions.RayError, ConnectionError) as error:
                 why = one_line(str(error).strip())[:300]
                 raise ItemsFailed(f"the training was lost ({why}); repeat the command to resume it") from error
             for message in messages:
                 begun = True
-                heard(message)
+                received(message)
             if answer is not None:
                 until = min(until, time.monotonic() + _GRACE)
     if answer is not None and answer.expected:
@@ -111,7 +111,7 @@ def _follow(ray: Any, desk: Any, training: Any, heard: Callable[[Any], None]) ->
 
 
 class _Desk:
-    """Actor that keeps what the ranks say until it is heard."""
+    """Actor that keeps what the ranks say until it is received."""
 
     def __init__(self) -> None:
         self._said: list[Any] = []
@@ -131,7 +131,7 @@ class _Desk:
         else:
             self._failure = answer
 
-    def heard(self) -> tuple[list[Any], Answer | None, Answer | None]:
+    def received(self) -> tuple[list[Any], Answer | None, Answer | None]:
         """Return the messages since the last call, the error after which no rank goes on, and the last other one.
 
         The first is an ExciseError, or KeyboardInterrupt if the ranks were asked to stop.

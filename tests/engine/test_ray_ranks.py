@@ -29,10 +29,10 @@ if find_spec("ray") is None:
 __all__ = ["cluster"]
 
 
-def heard(work: Work) -> list[Any]:
-    """Run two ranks to their end, and return what they said."""
+def received(work: Work) -> list[Any]:
+    """Run two ranks to their end, and return their messages."""
     said: list[Any] = []
-    run_ranks("ray", work, 2, needs=Needs(), heard=said.append)
+    run_ranks("ray", work, 2, needs=Needs(), received=said.append)
     return said
 
 
@@ -55,7 +55,7 @@ class TestOnACluster:
     @pytest.mark.parametrize("division", [{"data": 2}, {"data": 1, "latents": 2}], ids=str)
     def test_two_ranks_train_what_one_process_does(self, tmp_path: Path, division: dict[str, int]) -> None:
         alone, _ = trained(ALONE, tmp_path / "alone", CONFIG)
-        said = heard(Work(str(tmp_path / "sae"), **division))
+        said = received(Work(str(tmp_path / "sae"), **division))
         agree(lines(said), alone)
         assert {message[1:] for message in said if message[0] == "began"} == {(0, os.getcwd()), (1, os.getcwd())}
         found = bits(said)
@@ -65,9 +65,9 @@ class TestOnACluster:
         assert load(tmp_path / "sae").config.m == 256
         assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "sae"]
 
-    def test_ranks_of_which_one_was_killed_end_with_the_undisturbed_bits(self, tmp_path: Path) -> None:
-        undisturbed = heard(Work(str(tmp_path / "whole"), config=SLOW))
-        said = heard(Work(str(tmp_path / "sae"), config=SLOW, killed_at=55))
+    def test_after_a_rank_was_killed_the_bits_are_the_undisturbed_ones(self, tmp_path: Path) -> None:
+        undisturbed = received(Work(str(tmp_path / "whole"), config=SLOW))
+        said = received(Work(str(tmp_path / "sae"), config=SLOW, killed_at=55))
         assert (tmp_path / "killed").exists()
         assert [message[1] for message in said if message[0] == "began"].count(1) == 2
         steps = [line.step for line in lines(said)]
@@ -80,23 +80,23 @@ class TestOnACluster:
     def test_what_a_user_can_fix_is_said_at_once_and_anything_else_after_new_starts(self, tmp_path: Path) -> None:
         said: list[Any] = []
         with pytest.raises(ExciseError, match=r"^the vectors are too few; give more$"):
-            run_ranks("ray", Work(str(tmp_path / "sae"), fault="refused"), 2, needs=Needs(), heard=said.append)
+            run_ranks("ray", Work(str(tmp_path / "sae"), fault="refused"), 2, needs=Needs(), received=said.append)
         assert [message[0] for message in said] == ["began", "began"], "none was started again"
         said.clear()
         work = Work(str(tmp_path / "sae"), fault="raised")
         with pytest.raises(ItemsFailed, match=r"^the training failed with RuntimeError: .*; repeat the command"):
-            run_ranks("ray", work, 2, needs=Needs(), heard=said.append, restarts=1)
+            run_ranks("ray", work, 2, needs=Needs(), received=said.append, restarts=1)
         assert [message[0] for message in said] == ["began"] * 4
         assert cluster_cpus() == 2, "nothing holds on to the cluster"
         assert list(tmp_path.iterdir()) == []
 
     def test_more_ranks_than_a_cluster_has_room_for_are_refused(self, tmp_path: Path) -> None:
         for number, needs, says in (
-            (3, Needs(), "has room for 2 workers at once, not for 3, each of which needs 1 CPU cores"),
+            (3, Needs(), "has room for 2 workers at once, not for 3; each needs 1 CPU cores"),
             (2, Needs(gpus=1), "needs 1 CPU cores, 1 GPUs; the largest has 1 CPU cores, 0 GPUs"),
         ):
             with pytest.raises(ExciseError, match=says):
-                run_ranks("ray", Work(str(tmp_path / "sae")), number, needs=needs, heard=print)
+                run_ranks("ray", Work(str(tmp_path / "sae")), number, needs=needs, received=print)
 
 
 class Command:

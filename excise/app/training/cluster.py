@@ -91,7 +91,7 @@ def train_on_cluster(
     """
     starts = 0
 
-    def heard(message: Any) -> None:
+    def received(message: Any) -> None:
         nonlocal starts
         if message == _BEGUN:
             starts += 1
@@ -103,4 +103,4 @@ def train_on_cluster(
             captured(message)
 
     rank = Rank(load, site, prompts, config, out, mesh.data, mesh.latents, how)
-    run_ranks(engine, rank, mesh.size, needs=load.needs, heard=heard)
+    run_ranks(engine, rank, mesh.size, needs=load.needs, received=received)
