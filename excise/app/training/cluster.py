@@ -71,7 +71,7 @@ def train_on_cluster(
     restarted: Callable[[], None],
     **how: Any,
 ) -> None:
-    """Train as `train_sae` does, by ranks that Ray Train starts on a cluster, each of which loads the model.
+    """Train as `train_sae` does, by ranks that Ray Train starts on a cluster. Each loads the model.
 
     Args:
         load: How a rank loads the model. With the device `cuda` it gets a GPU of its own.
