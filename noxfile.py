@@ -99,7 +99,7 @@ def s3(session: nox.Session) -> None:
 def ray(session: nox.Session) -> None:
     """Run the engine `ray` on a cluster of three nodes on this machine."""
     session.install("-e", ".[ray]", "numpy", "psutil", "pytest", *pinned(session))
-    session.run("python", "-m", "pytest", "-m", "", "-rs", "tests/engine/test_ray.py")
+    session.run("python", "-m", "pytest", "-m", "", "-rs", "tests/engine/test_ray.py", "tests/engine/test_ray_ranks.py")
 
 
 def pinned(session: nox.Session) -> tuple[str, str]:

@@ -32,6 +32,7 @@ ELSEWHERE = {
     "docs/how-to/scale.md: bench run canvas --methods snce,uce --out s3://bucket/run": BUCKET,
     "docs/how-to/scale.md: bench resume s3://bucket/run": BUCKET,
     "docs/how-to/scale.md: bench report s3://bucket/run": BUCKET,
+    "docs/how-to/scale.md: sae train --model $MODEL": CLUSTER,
     "docs/how-to/harden.md: harden car-eraser": "minutes: it reads the whole vocabulary",
     "docs/how-to/bench.md: reproduce snce --figure 7 --run RUN": RUNS,
     "docs/how-to/hub.md: push gun-eraser owner/gun-eraser --private": HUB,

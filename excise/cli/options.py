@@ -44,7 +44,8 @@ Parallel = Annotated[
     str | None,
     typer.Option(
         "--parallel",
-        help="How the processes that torchrun started divide one training: data=2,latents=4 is for eight of them.",
+        help="How several processes divide one training: data=2,latents=4 is for eight of them. torchrun starts them, "
+        "or, of `sae train`, --engine ray.",
     ),
 ]
 RetryFailed = Annotated[

@@ -6,12 +6,12 @@ stopped and repeated, and several may work in one folder. `run` is the entry poi
 
 from __future__ import annotations
 
-from excise.engine.engines import check_engine, is_first, is_here, own_items
+from excise.engine.engines import check_engine, is_first, is_here, is_on_ray, own_items
 from excise.engine.failures import check_made, failed_in_words
 from excise.engine.run import make_all, run
 from excise.engine.stage import Needs, Outcome, Stage
 
 __all__ = [
     "Needs", "Outcome", "Stage", "check_engine", "check_made", "failed_in_words", "is_first", "is_here",
-    "make_all", "own_items", "run",
+    "is_on_ray", "make_all", "own_items", "run",
 ]  # fmt: skip

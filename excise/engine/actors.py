@@ -6,19 +6,16 @@ Restarts and retries are left to `run`, so that they are counted and recorded as
 
 from __future__ import annotations
 
-import importlib
 import os
 import pickle
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
+from excise.engine.cluster import LOOK, check_room, connect, enter, imported, resources
 from excise.engine.stage import Answer, Needs, Stage
 from excise.engine.working import attempt, failed, opened
-from excise.errors import ExciseError, MissingExtra, one_line
-
-LOOK = 1.0
-"""Seconds that one `wait` lasts at most, so that Ctrl-C is noticed."""
+from excise.errors import one_line
 
 
 class Actors:
@@ -29,7 +26,7 @@ class Actors:
 
     def __init__(self, stage: Stage[Any], needs: Needs, workers: int, address: str) -> None:
         self._stage, self._needs, self._workers, self._address = pickle.dumps(stage), needs, workers, address
-        self._ray = _ray()
+        self._ray = imported()
         self._started = self._checked = False
         self._waiting: deque[Any] = deque()
         self._idle: list[Any] = []
@@ -87,47 +84,20 @@ class Actors:
             self._busy[actor.one.remote(item)] = actor, item
 
     def _start(self) -> Any:
-        if not self._ray.is_initialized():
-            self._connect()
-        needs = self._needs
+        self._started = connect(self._address) or self._started
         if not self._checked:
-            self._check_room()
+            check_room(self._needs)
             self._checked = True
+        wanted = resources(self._needs)
         actor = self._ray.remote(_Actor).options(
-            num_cpus=needs.cpus or 1,
-            num_gpus=needs.gpus,
-            memory=needs.memory or None,
+            num_cpus=wanted["CPU"],
+            num_gpus=wanted.get("GPU", 0),
+            memory=wanted.get("memory"),
             max_restarts=0,
             max_task_retries=0,
             scheduling_strategy="SPREAD",
         )
-        return actor.remote(self._stage, needs.cpus or 1, os.getcwd())
-
-    def _check_room(self) -> None:
-        """Raise ExciseError if no node of the cluster could ever hold a worker: Ray would wait for one without end."""
-        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-        wanted = {"CPU": self._needs.cpus or 1, "GPU": self._needs.gpus, "memory": self._needs.memory}
-        wanted = {kind: amount for kind, amount in wanted.items() if amount}
-        if any(all(node.get(kind, 0) >= amount for kind, amount in wanted.items()) for node in nodes):
-            return
-        raise ExciseError(
-            f"no node of the Ray cluster has room for a worker, which needs {_listed(wanted)}; the largest has "
-            f"{_listed({kind: max((node.get(kind, 0) for node in nodes), default=0) for kind in wanted})}; start a "
-            "larger node first, or ask for less (without a GPU: --device cpu)"
-        )
-
-    def _connect(self) -> None:
-        """Connect to the cluster. Raises ExciseError if it cannot be reached."""
-        here = {} if self._address or os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
-        try:
-            self._ray.init(address=self._address or None, log_to_driver=False, logging_level="error", **here)
-        except Exception as error:
-            what = f"the Ray cluster at {self._address}" if self._address else "a Ray cluster"
-            raise ExciseError(
-                f"cannot connect to {what} ({type(error).__name__}: {str(error)[:300]}); check the address, and that "
-                "Ray and Python have the same versions there"
-            ) from error
-        self._started = True
+        return actor.remote(self._stage, wanted["CPU"], os.getcwd())
 
 
 class _Actor:
@@ -138,13 +108,9 @@ class _Actor:
         self._make: Callable[[Any], object] | None = None
 
     def open(self) -> Answer | None:
-        """Open the stage in the driver's folder, so that paths mean the same. Returns the failure, if it fails."""
+        """Open the stage in the driver's folder. Returns the failure, if it fails."""
         try:
-            os.chdir(self._folder)
-        except OSError:
-            text = f"a node of the cluster has no folder {self._folder}; work in a folder that all nodes share"
-            return failed(ExciseError(text), "unopened")
-        try:
+            enter(self._folder)
             self._make = opened(*self._arguments)
         except Exception as error:
             return failed(error, "unopened")
@@ -154,17 +120,3 @@ class _Actor:
         """Make one item."""
         assert self._make is not None
         return attempt(self._make, item)
-
-
-def _listed(amounts: Mapping[str, float]) -> str:
-    units = {"CPU": "CPU cores", "GPU": "GPUs", "memory": "bytes of memory"}
-    return ", ".join(f"{amount:g} {units[kind]}" for kind, amount in amounts.items())
-
-
-def _ray() -> Any:
-    """Import Ray with its usage statistics off, unless the user has set them. Raises MissingExtra without Ray."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        return importlib.import_module("ray")
-    except ImportError as error:
-        raise MissingExtra("the engine ray needs ray, which is not installed: pip install 'excise[ray]'") from error

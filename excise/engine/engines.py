@@ -83,6 +83,11 @@ def is_here(engine: str | None, workers: int = 1) -> bool:
     return chosen(engine, workers).kind == "local"
 
 
+def is_on_ray(engine: str | None) -> bool:
+    """Return whether a Ray cluster makes the items."""
+    return chosen(engine).kind == "ray"
+
+
 def is_first(engine: str | None, workers: int = 1) -> bool:
     """Return whether this process ends the work: all do but the second and later slices."""
     part = chosen(engine, workers).part

@@ -66,12 +66,16 @@ class Progress(NamedTuple):
     """Concept association loss of a supervised training."""
 
 
-def check_ranks(config: TrainConfig, mesh: Mesh, *, labels: bool = False, rows: int | None = None) -> None:
+def check_ranks(
+    config: TrainConfig, mesh: Mesh, *, width: int | None = None, labels: bool = False, rows: int | None = None
+) -> None:
     """Raise ExciseError unless ranks can train with these settings: to call before features are captured.
 
-    `labels` says whether the training is supervised. `rows` is the number of vectors or samples in a batch; by default
-    the most that `config` allows.
+    `width` is that of the vectors, if it is known. `labels` says whether the training is supervised. `rows` is the
+    number of vectors or samples in a batch; by default the most that `config` allows.
     """
+    if width is not None:
+        mesh.rows(config.sae(width).m)
     if labels and mesh.size > 1 and config.activation == "batchtopk":
         raise ExciseError("ranks train an SAE with labels by activation 'topk' alone; choose it, or leave out the mesh")
     if (most := config.batch if rows is None else rows) < mesh.data:

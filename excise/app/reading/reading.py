@@ -66,7 +66,9 @@ class Reading:
     def check(self, mesh: Mesh) -> None:
         """Raise ExciseError if both ranks and an engine are to divide the reading."""
         if mesh.size > 1 and not self.is_here:
-            raise ExciseError("the processes of --parallel divide the reading already; leave out the engine")
+            raise ExciseError(
+                "the processes of --parallel divide the reading already; leave out --engine and --workers"
+            )
 
     @property
     def is_here(self) -> bool:

@@ -129,7 +129,7 @@ def train_block_sae(
         ExciseError: As `capture_blocks_to` and `train_on_block`.
     """
     # Refuse before generating pictures, which may take an hour.
-    check_ranks(config, mesh, labels=how.supervised)
+    check_ranks(config, mesh, width=site.width, labels=how.supervised)
     mesh.together(lambda: check_untrained(out))
     if how.start and (has := load(Path(how.start)).config) != (wanted := config.sae(site.width)):
         raise ExciseError(f"the SAE to fine-tune is {has}, but the settings give {wanted}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from excise.engine import is_on_ray
 from excise.errors import ExciseError, InvalidSetting, shown
 from excise.launched import processes
 from excise.sae.parallel import ALONE, Mesh
@@ -31,13 +32,20 @@ def parse(text: str) -> tuple[int, int]:
     return sizes["data"], sizes["latents"]
 
 
-def join(parallel: str | None) -> Mesh:
-    """Return this process's mesh from the text of `--parallel`.
+def on_ray(parallel: str | None, engine: str | None) -> bool:
+    """Return whether Ray is to start the ranks: `--parallel` on the engine ray, in a process that was started alone."""
+    return parallel is not None and is_on_ray(engine) and processes() == 1
+
+
+def join(parallel: str | None, engine: str | None = None) -> Mesh:
+    """Return this process's mesh from the text of `--parallel`; if Ray starts the ranks, one that is not joined.
 
     Raises:
         ExciseError: The text is invalid, or other processes were started than it says.
     """
     if parallel is not None:
+        if on_ray(parallel, engine):
+            return Mesh(*parse(parallel))
         return Mesh.join(*parse(parallel))
     if (number := processes()) > 1:
         raise ExciseError(

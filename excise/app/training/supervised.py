@@ -136,7 +136,7 @@ def train_on_text(
     Raises:
         ExciseError: A label is unknown, or as `train_on_block`.
     """
-    check_ranks(config, mesh, labels=how.supervised)
+    check_ranks(config, mesh, width=site.width, labels=how.supervised)
     labels = label_table([*prompts, *(Labelled(text, ()) for text in others)], concepts)
     texts = [*(p.prompt for p in prompts), *others]
 

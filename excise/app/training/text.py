@@ -138,7 +138,7 @@ def train_sae(
     """
     if not prompts:
         raise no_prompts()
-    check_ranks(config, mesh)
+    check_ranks(config, mesh, width=site.width)
     mesh.together(lambda: check_untrained(out))
     entries = card if padding == 1 else {**card, "padding": padding}
     with vectors(pipe, [site], prompts, shards_folder(out), captured, padding, bos, mesh, reading) as read:

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from excise.cli.options import Force, Json, SaeOut, SiteOption
-from excise.cli.sae.sae import app, show
+from excise.cli.sae.cards import show
+from excise.cli.sae.sae import app
 from excise.cli.terminal import echo, emit, note
 from excise.outputs import check_folder, check_untrained
 

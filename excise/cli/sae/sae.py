@@ -34,7 +34,8 @@ from excise.cli.options import (
     TrainingSeed,
     Workers,
 )
-from excise.cli.terminal import emit, key_values, note, progress, table
+from excise.cli.sae.cards import positions, show
+from excise.cli.terminal import emit, note, progress
 from excise.cli.weights import choosing_weights
 from excise.outputs import check_untrained
 
@@ -115,7 +116,8 @@ def train(
 ) -> None:
     """Train a TopK SAE on a text encoder's states. Repeat the command to resume it.
 
-    With --workers or --engine, the prompts are read by several processes, and their states are stored.
+    With --workers or --engine, the prompts are read by several processes, and their states are stored. With --parallel,
+    --engine ray starts the processes that train.
 
     Without --site, the SAE is trained three quarters of the way up the encoder. A pipeline with several text encoders
     gets one SAE per encoder.
@@ -132,12 +134,14 @@ def train(
     from excise.app.reading.reading import Reading
     from excise.app.reading.vectors import help_with, parts_of
     from excise.app.training import ranks
+    from excise.app.training.cluster import train_on_cluster
     from excise.app.training.text import places_of, recipe_config, recipe_prompts, shown, train_sae
     from excise.concepts import read_prompts
     from excise.engine import is_first
     from excise.errors import ExciseError
     from excise.launched import local_device
     from excise.sae.storage import is_sae
+    from excise.sae.trainer import check_ranks
     from excise.sites import PRESETS
 
     if not is_first(engine, workers) and is_sae(out):
@@ -155,7 +159,9 @@ def train(
     asked: dict[str, Any] = {"expansion": expansion, "k": k, "lr": lr, "batch": batch, "tokens": tokens, "decay": decay}
     asked |= {"shortlist": shortlist, "precision": precision, "units": "raw" if raw else None}
     config = replace(recipe_config(recipe), seed=seed, **chosen(asked))
-    reading = Reading(engine, workers, Loader(model, device, weights), retry_failed, states)  # type: ignore[arg-type]
+    on_ray = ranks.on_ray(parallel, engine)
+    load = Loader(model, device, weights)
+    reading = Reading(None if on_ray else engine, workers, load, retry_failed, states)  # type: ignore[arg-type]
     card: dict[str, Any] = {"model": model or "bundled"}
     texts: list[str] | Corpus
     if recipe is not None:
@@ -168,34 +174,43 @@ def train(
         assert prompts is not None
         texts = list(read_prompts(prompts, column))
         card["corpus"] = f"{prompts.name}: {len(texts)} prompts"
-    device = local_device(device)
-    mesh = ranks.join(parallel)
+    device = "cpu" if on_ray else local_device(device)  # Ray's ranks have devices of their own
+    mesh = ranks.join(parallel, engine)
     reading.check(mesh)
     pipe = load_pipeline(model, device, weights)
     bundled = PRESETS["reference"][0] if model is None else None
     places = places_of(pipe, out, bundled if site is None else parse_site(pipe, site))
-    for place in places.values():  # refuse a corpus before the first of several SAEs is trained
+    for place in places.values():  # refuse ranks and a corpus before the first of several SAEs is trained
+        check_ranks(config, mesh, width=place.width)
         parts_of(pipe, [place], texts, padding, bos)
     how: dict[str, Any] = {"padding": padding, "bos": bos, "reading": reading}
-    if mesh.rank:  # rank 0 reports for all
-        for folder, place in places.items():
-            train_sae(pipe, place, texts, config, folder, card=card, device=device, mesh=mesh, **how)
-        mesh.leave()
-        return
     if not reading.is_first:
         for folder, place in places.items():
-            with progress(f"reading the prompts for {folder.name}", len(texts)) as captured:
-                help_with(pipe, place, texts, folder, captured=captured, **how)
+            with progress(f"reading the prompts for {folder.name}", len(texts)) as advance:
+                help_with(pipe, place, texts, folder, captured=advance, **how)
         note("the first slice trains")
         return
+    how |= {"card": card, "mesh": mesh}
+    if mesh.rank:  # rank 0 reports for all
+        for folder, place in places.items():
+            train_sae(pipe, place, texts, config, folder, device=device, **how)
+        mesh.leave()
+        return
     note_cuts(pipe, texts.sample if isinstance(texts, Corpus) else texts)
+
+    def restarted() -> None:
+        note("a process was lost; all were started again, and continue from the last checkpoint")
+
     for folder, place in places.items():
         note(f"training at {place.key}")
         with shown(progress, len(texts), config.tokens) as (captured, line):
-            train_sae(
-                pipe, place, texts, config, folder, card=card, captured=captured, progress=line, device=device,
-                mesh=mesh, **how,
-            )  # fmt: skip
+            if on_ray:
+                train_on_cluster(
+                    load, place, texts, config, folder, engine=engine or "", captured=captured, progress=line,
+                    restarted=restarted, **how,
+                )  # fmt: skip
+            else:
+                train_sae(pipe, place, texts, config, folder, captured=captured, progress=line, device=device, **how)
         note(f"saved in {folder}")
     mesh.leave()
     show({folder: library.card(folder) for folder in places}, json)
@@ -253,48 +268,4 @@ def measure(
     if save:
         library.update_card(folder, {"metrics": metrics})
         note(f"saved in {folder}")
-    emit(json, {"folder": str(folder), **measured}, lambda: _positions(folder, found))
-
-
-def show(cards: dict[Path, dict[str, Any]], as_json: bool) -> None:
-    """Print SAEs' cards."""
-
-    def printed() -> None:
-        for folder, card in cards.items():
-            metrics = dict(card.get("metrics") or {})
-            positions = metrics.pop("positions", None)
-            plain = {**card, "metrics": metrics or None}
-            key_values(f"SAE {folder}", [(name, _plain(value)) for name, value in plain.items() if value is not None])
-            if positions:
-                _positions(folder, positions)
-
-    data = [{"folder": str(folder), "card": card} for folder, card in cards.items()]
-    emit(as_json, data[0] if len(data) == 1 else data, printed)
-
-
-def _positions(folder: Path, found: dict[str, dict[str, Any]]) -> None:
-    """Print the variance that an SAE leaves unexplained, by kind of position."""
-    rows = [
-        (
-            name.replace("_", " "),
-            f"{figures['vectors']:,}",
-            _share(figures["variance"]),
-            _share(figures["fvu"]),
-            _share(figures["median"]),
-        )
-        for name, figures in found.items()
-    ]
-    columns = ("positions", "vectors", "of the variance %", "FVU %", "median vector %")
-    table(f"Variance that the SAE in {folder} leaves unexplained", columns, rows)
-
-
-def _share(value: float | None) -> str:
-    return "n/a" if value is None else f"{100 * value:.2f}"
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, dict):
-        return "\n".join(f"{k} {line}" for k, v in value.items() if v is not None for line in _plain(v).splitlines())
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    emit(json, {"folder": str(folder), **measured}, lambda: positions(folder, found))

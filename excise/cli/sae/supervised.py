@@ -29,8 +29,8 @@ from excise.cli.options import (
     Tokens,
     TrainingSeed,
 )
+from excise.cli.sae.cards import show
 from excise.cli.sae.exchange import app
-from excise.cli.sae.sae import show
 from excise.cli.terminal import note, progress
 from excise.cli.weights import choosing_weights
 from excise.outputs import check_untrained

@@ -81,6 +81,15 @@ def test_ranks_that_cannot_train_are_refused(
         train(tiny_pipe, tmp_path / "sae", replace(config, activation="topk", batch=2), First(data=2))
 
 
+@pytest.mark.parametrize("train", [block, with_labels, without_labels])
+def test_more_ranks_than_latents_are_refused(tiny_pipe: Any, tmp_path: Path, train: Callable[..., None]) -> None:
+    config = replace(TINY, batch=32)
+    with pytest.raises(ExciseError, match=r"\d+ latents cannot be divided among 5000 ranks; give fewer ranks"):
+        train(tiny_pipe, tmp_path / "sae", config, First(latents=5000))
+    with pytest.raises(Began):
+        train(tiny_pipe, tmp_path / "sae", config, First(latents=2))
+
+
 def test_without_labels_ranks_train_by_batchtopk(tiny_pipe: Any, tmp_path: Path) -> None:
     for mesh in (First(data=2), First(latents=2)):
         with pytest.raises(Began):

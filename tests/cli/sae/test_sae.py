@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,30 @@ def test_processes_that_do_not_fit_are_refused(
     assert alone.exit_code == 2 and "torchrun --nproc-per-node 2" in alone.stderr
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "--parallel data=2" in call(*common).stderr
+
+
+def test_ranks_that_ray_would_start_are_refused_before_anything_is_read(
+    call: Callable[..., Any], model_folder: Path, tmp_path: Path
+) -> None:
+    """tests/engine/test_ray_ranks.py has a cluster; none is started here."""
+    (tmp_path / "p.txt").write_text("a cat\n")
+    common = ("sae", "train", "--out", tmp_path / "sae", "--prompts", tmp_path / "p.txt", "--model", model_folder)
+    small = (*common, "--site", "encoder.layers.1", *SMALL)
+    for wrong, says in (
+        ((*common, "--parallel", "rows=2", "--engine", "ray"), "write it as data=2,latents=4"),
+        ((*common, "--parallel", "data=2", "--engine", "ray", "--workers", 2), "leave out --engine and --workers"),
+        ((*common, "--parallel", "data=2", "--engine", "ray:2"), "write ray, or ray://HOST:PORT"),
+        ((*common, "--parallel", "data=2", "--engine", "processes:2"), "torchrun --nproc-per-node 2"),
+        ((*small, "--parallel", "latents=129", "--engine", "ray"), "128 latents cannot be divided among 129 ranks"),
+        ((*small, "--parallel", "data=257", "--engine", "ray"), "a batch of 256 cannot be divided among 257 ranks"),
+    ):
+        refused = call(*wrong)
+        assert refused.exit_code == 2 and says in refused.stderr, refused.stderr
+        assert refused.stderr.count("\n") == 1, "one line, before the first progress bar"
+    if find_spec("ray") is None:
+        missing = call(*small, "--parallel", "latents=2", "--engine", "ray")
+        assert missing.exit_code == 2 and "pip install 'excise[ray]'" in missing.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["p.txt"]
 
 
 @pytest.mark.slow
