@@ -31,11 +31,15 @@ def moved_text(attachment: Host, prompts: Sequence[str]) -> dict[str, float]:
     """Return, for each part of what the denoiser reads, the smallest relative change by the text edits."""
     pipe, eraser = attachment.pipe, attachment.eraser
     moved: dict[str, float] = {}
-    for prompt in prompts if eraser.text_edits else ():
+    if not eraser.text_edits:
+        return moved
+    with unedited():
+        other = denoiser_inputs(pipe, _OTHER)
+    for prompt in prompts:
         with proving(attachment, "text") as vectors:
             edited = denoiser_inputs(pipe, prompt)
         with unedited():
-            plain, other = (denoiser_inputs(pipe, text) for text in (prompt, _OTHER))
+            plain = denoiser_inputs(pipe, prompt)
         for n in text_states(plain, other):
             for part, by in shifts(edited[n], plain[n], vectors if vectors.widths else None).items():
                 moved[part] = min(by, moved.get(part, by))
