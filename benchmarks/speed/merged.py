@@ -1,6 +1,6 @@
 """Cost of erasing many concepts at once: time to encode a prompt and to attach, and bytes, by the number of concepts.
 
-    python benchmarks/speed/many_concepts.py --out docs/results/many_concepts.json
+    python benchmarks/speed/merged.py --out docs/results/merged.json
 
 The text encoder has the shape of SD 1.x's (CLIP ViT-L/14) and random weights. An eraser's neuron is random too, with a
 threshold above what the timed prompt reaches, so that no gate opens: the case of almost every prompt. Prompts are
@@ -40,10 +40,10 @@ PROVED = 1_000
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--out", type=Path, default=Path("docs/results/many_concepts.json"))
+    parser.add_argument("--out", type=Path, default=Path("docs/results/merged.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    results = provenance(f"python benchmarks/speed/many_concepts.py --rounds {options.rounds}", bundled=False)
+    results = provenance(f"python benchmarks/speed/merged.py --rounds {options.rounds}", bundled=False)
     write_atomic(options.out, json.dumps(results | measured(options.rounds), indent=1) + "\n")
     print(options.out.read_text())
 
