@@ -118,10 +118,10 @@ def page(results: Mapping[str, Any]) -> str:
             refused = [name for name, row in zip(classes, rows, strict=True) if "refused" in row]
             cells = [cell([list(map(bool, row[group])) for row in rows if "refused" not in row]) for group in GROUPS]
             lines.append(f"| {method} | {says} | {' | '.join(cells)} | {', '.join(refused)} |")
-    return "\n".join([*lines, "", *says(results), ""])
+    return "\n".join([*lines, "", *in_sentences(results), ""])
 
 
-def says(results: Mapping[str, Any]) -> list[str]:
+def in_sentences(results: Mapping[str, Any]) -> list[str]:
     """Return what the table says, in two sentences."""
 
     def share_of(method: str, way: str, group: str) -> float | None:
