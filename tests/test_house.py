@@ -20,6 +20,7 @@ MODULES = {
 FULL = {
     "excise": "small modules that every package shares, and the API",
     "excise/concepts": "one file for each way to get pairs, all on one Concept",
+    "excise/erasers/edits": "one file for each kind of edit",
     "excise/erasers/hooks": "one file for each thing that a hook knows: its image, its prompt, its step, its observers",
     "excise/methods/trained": "one file a method",
     "excise/sae": "one file for each part of one training: its vectors, their order, losses, checkpoint, ranks",

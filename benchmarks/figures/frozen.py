@@ -7,8 +7,9 @@ none of them. Methods take the settings that docs/results/peers.md chose on othe
 docs/results/frozen.json and .md after each concept. What the file has is not run again, so the set can be drawn on
 several days, and an interrupted run resumes with the same `--work`.
 
-Everything is computed in bfloat16, which takes less time on processors that multiply it in hardware. SNCE and the
-unerased model have been drawn in float32 too, and the page compares the two.
+Everything is computed in bfloat16, which takes less time on processors that multiply it in hardware (AMX), and many
+times more on those that do not: there the script refuses to begin. SNCE and the unerased model have been drawn in
+float32 too, and the page compares the two.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from excise.bench.canvas.from_concepts import figures
 from excise.bench.canvas.sizes import FROZEN
 from excise.bench.results import BASELINE
 from excise.bench.run import Run
+from excise.errors import ExciseError
 from excise.files import write_atomic
 
 COMMAND = "python -m benchmarks.figures.frozen"
@@ -83,7 +85,12 @@ def main() -> None:
 
 
 def run(options: argparse.Namespace, results: dict[str, Any]) -> None:
-    """Run the methods on the concepts that they lack in the results, and save each concept with its commit."""
+    """Run the methods on the concepts that they lack in the results, and save each concept with its commit.
+
+    Raises ExciseError on a processor that emulates bfloat16.
+    """
+    if options.device == "cpu" and not drawing.multiplies_bfloat16():
+        raise ExciseError("this processor emulates bfloat16, which takes hours a concept; use another machine or a GPU")
     chosen = json.loads(Path("docs/results/peers.json").read_text())["tuning"]
     settings = {name: plan.best(chosen[name]) if name in chosen else "" for name in options.methods.split(",")}
     until = time.monotonic() + 60 * options.minutes

@@ -118,7 +118,27 @@ def page(results: Mapping[str, Any]) -> str:
             refused = [name for name, row in zip(classes, rows, strict=True) if "refused" in row]
             cells = [cell([list(map(bool, row[group])) for row in rows if "refused" not in row]) for group in GROUPS]
             lines.append(f"| {method} | {says} | {' | '.join(cells)} | {', '.join(refused)} |")
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, "", *in_sentences(results), ""])
+
+
+def in_sentences(results: Mapping[str, Any]) -> list[str]:
+    """Return what the table says, in two sentences."""
+
+    def share_of(method: str, way: str, group: str) -> float | None:
+        rows = [one[method][way] for one in results["concepts"].values()]
+        groups = [list(map(bool, row[group])) for row in rows if "refused" not in row]
+        return 100 * share_over(groups).value if any(groups) else None
+
+    def listed(way: str, group: str) -> str:
+        found = {method: share_of(method, way, group) for method in METHODS}
+        return ", ".join(f"{m} {'n/a' if value is None else f'{value:.1f}'}" for m, value in found.items())
+
+    by_name, by_members, by_first = WAYS
+    return [
+        f"Members other than the first gone when their class is erased by its own name: {listed(by_name, 'rest')}; by",
+        f"its members' names: {listed(by_members, 'rest')}. When the first member alone is erased, as many of the",
+        f"others go with it: {listed(by_first, 'rest')}, though none should.",
+    ]
 
 
 def cell(groups: Sequence[list[bool]]) -> str:

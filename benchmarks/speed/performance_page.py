@@ -30,7 +30,7 @@ def page() -> str:
     """Return the page, from the files of results that exist."""
     measured = {
         "sae_training": training, "compiling": compiled, "capturing": capture, "reading_host": packing,
-        "erasing": erasing, "encoding": adding,
+        "erasing": erasing, "encoding": adding, "merged": merging,
         "guard_cost": guarding, "studio": changing, "importing": importing, "scaling": scaling, "profiling": profiles,
     }  # fmt: skip
     parts = [write() for name, write in measured.items() if (RESULTS / f"{name}.json").exists()]
@@ -323,6 +323,30 @@ def where() -> Iterator[str]:
 
 def _between(share: float, row: Mapping[str, float], less: float = 0) -> str:
     return f"{share:+.2%} ({row['low'] - less:+.2%} to {row['high'] - less:+.2%})"
+
+
+def merging() -> str:
+    found = results("merged")
+    cells = (
+        [
+            name if name.endswith("separate") else f"{int(name):,}",
+            spread(row["encode"]),
+            f"{row['attach']:.1f}" if "attach" in row else "not measured",
+            f"{row['bytes'] / 1000:.1f}" if "bytes" in row else "",
+        ]
+        for name, row in found["rows"].items()
+    )
+    return "\n".join([
+        "## Many concepts",
+        "",
+        "An eraser of each concept, merged into one by `excise merge`, or attached separately, on a text encoder of",
+        "CLIP-L's shape with random weights, one thread. The prompt, encoded with guidance, opens no gate. × is the",
+        f"median of {found['rounds']} rounds, with quartiles, over the encoder without erasers. Attaching proves every",
+        "concept on a prompt of its own.",
+        source("merged", found),
+        "",
+        *table("| concepts | encoding, × | attaching, s | kB each |", *cells),
+    ])  # fmt: skip
 
 
 def importing() -> str:

@@ -11,7 +11,7 @@ import typer
 from excise.cli.bench import bench, probe, reference, reproduce
 from excise.cli.command import INTERRUPTED, Commands, Root
 from excise.cli.deploy import export, serve
-from excise.cli.erase import audit, checking, concepts, demo, erase, find, generate, harden, methods, push
+from excise.cli.erase import audit, checking, concepts, demo, erase, find, generate, harden, methods, push, several
 from excise.cli.neurons import scanning
 from excise.cli.pairs import pairs
 from excise.cli.sae import corpus
@@ -49,7 +49,7 @@ def _root(
     pass
 
 
-for part in (demo, concepts, find, erase, checking, generate, audit, studio, harden, probe, push, serve):
+for part in (demo, concepts, find, erase, several, checking, generate, audit, studio, harden, probe, push, serve):
     part.register(app)
 app.add_typer(methods.app, name="methods")
 app.add_typer(export.app, name="export")

@@ -12,6 +12,7 @@ from excise.cli.terminal import note
 
 _WHAT = "Folder of one eraser or of several, or OWNER/NAME[@REVISION] on the hub"
 EraserSource = Annotated[Path, typer.Argument(help=f"{_WHAT}.", metavar="DIR")]
+EraserSourceArguments = Annotated[list[Path], typer.Argument(help=f"{_WHAT}. Repeatable.", metavar="DIR...")]
 EraserSources = Annotated[list[Path] | None, typer.Option("--eraser", help=f"{_WHAT}. Repeatable.")]
 
 

@@ -11,4 +11,5 @@ from .eraser import Eraser as Eraser
 from .guard.model_digest import made_for as made_for
 from .several import Attachments as Attachments
 from .several import load_erasers as load_erasers
+from .several import merge as merge
 from .verify import verify as verify

@@ -41,6 +41,7 @@ FILES = {
 FOLDERS = {
     "erase": ("gun", "--out", "taken"),
     "harden": ("eraser", "--out", "taken"),
+    "merge": ("eraser", "other", "--out", "taken"),
     "neurons browse": ("--out", "taken"),
     "sae export": ("sae", "--to", "saelens", "--out", "taken"),
 }

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import excise
-from excise.erasers import Attachments, Eraser, eraser_folders, load_erasers
+from excise.erasers import Attachments, Eraser, SAEEdit, eraser_folders, load_erasers, merge
 from excise.errors import ExciseError
+from excise.sites import capture
 
 
 def states(pipe: Any, prompt: str = "a gun on grass") -> Any:
@@ -89,3 +90,81 @@ def test_a_name_is_for_one_eraser(tiny_pipe: Any, erasers: Path) -> None:
     assert eraser_folders(erasers / "nowhere") == [erasers / "nowhere"]
     with excise.load_eraser(tiny_pipe, only, name="gun"):
         assert excise.get_active_erasers(tiny_pipe) == ["gun"]
+
+
+@pytest.fixture
+def alone(gun_eraser: Eraser, word_sae: Any, tiny_site: Any) -> list[Eraser]:
+    """Two erasers of a neuron each behind SNCE's gate: of "gun", and of a random one that any prompt activates."""
+    gun, other = (SAEEdit.from_sae(word_sae, tiny_site, [n], gate="whole", lam=lam) for n, lam in ((5, 1.5), (11, 2.0)))
+    return [
+        replace(gun_eraser, edits=(gun,), canary_shift=0.01),
+        replace(
+            gun_eraser,
+            edits=(other,),
+            name="cat",
+            concept="cat",
+            mentions=("cat", "kitten"),
+            canary=("a cat", "a gun"),
+            verdict={"mentions": [{"word": "cat", "caught": True}], "weak": ["it is random"]},
+        ),
+    ]
+
+
+def test_merged_erasers_do_what_they_do_together(tiny_pipe: Any, alone: list[Eraser], tmp_path: Path) -> None:
+    plain = states(tiny_pipe)
+    with alone[0].attach(tiny_pipe), alone[1].attach(tiny_pipe):
+        together = states(tiny_pipe)
+    merge(alone, "policy").save(tmp_path / "policy")
+    merged = Eraser.load(tmp_path / "policy")
+    with merged.attach(tiny_pipe) as attachment:
+        assert torch.allclose(states(tiny_pipe), together, atol=1e-4)
+        assert not torch.allclose(together, plain, atol=1e-2)
+        assert attachment.status()["neurons"] == [[5, 11]]
+    assert torch.equal(states(tiny_pipe), plain)
+
+
+def test_what_a_merged_eraser_says_of_its_parts(alone: list[Eraser]) -> None:
+    merged = merge(alone, "policy")
+    assert (merged.name, merged.concept, merged.method) == ("policy", "gun, cat", "merged")
+    assert merged.mentions == ("gun", "cat", "kitten")
+    assert merged.canary == ("a gun", "a cat")
+    assert merged.canary_shift == 0
+    assert [(one["concept"], one["digest"]) for one in merged.created["erasers"]] == [
+        ("gun", alone[0].digest),
+        ("cat", alone[1].digest),
+    ]
+    assert merged.weak == ()  # the first was never tested
+    tested = replace(alone[0], verdict={"mentions": [{"word": "gun", "caught": False}], "weak": []})
+    merged = merge([tested, alone[1]])
+    assert merged.weak == ("cat: it is random",)
+    assert [row["word"] for row in merged.verdict["mentions"]] == ["gun", "cat"]
+
+
+def test_a_merged_eraser_proves_every_concept(
+    tiny_pipe: Any, alone: list[Eraser], word_sae: Any, tiny_site: Any
+) -> None:
+    whole = SAEEdit.from_sae(word_sae, tiny_site, list(range(6, 64)), gate="whole", lead=1)
+    (read,) = capture(tiny_pipe, [tiny_site], ["a cat", "a gun"])
+    cat, gun = whole.preacts(read.states[tiny_site])[:, 1:].amax(1)
+    n = int((cat - gun).argmax())
+    level = {"threshold": (cat + gun)[n : n + 1] / 2, "lead": 1}
+    of_cat = SAEEdit.from_sae(word_sae, tiny_site, [6 + n], gate="whole", lam=2.0, **level)
+    erasers = [alone[0], replace(alone[1], canary=("a cat",), edits=(of_cat,))]
+    erasers[0] = replace(erasers[0], edits=(replace(alone[0].edits[0], lead=1),))  # type: ignore[arg-type]
+    with merge(erasers).attach(tiny_pipe):
+        pass
+    mute = replace(erasers[0].edits[0], threshold=torch.tensor([9e9]))  # type: ignore[arg-type]
+    with pytest.raises(excise.EraserDidNotFire):
+        merge([replace(erasers[0], edits=(mute,)), erasers[1]]).attach(tiny_pipe)
+
+
+def test_what_cannot_be_merged(alone: list[Eraser], gun_eraser: Eraser) -> None:
+    gun, cat = alone
+    for given in ([gun], [gun, cat, gun], []):
+        with pytest.raises(ExciseError, match="give at least two erasers to merge, each once"):
+            merge(given)
+    with pytest.raises(ExciseError, match="'gun-test' cannot be merged: only SNCE's with gate=whole can"):
+        merge([cat, gun_eraser])
+    elsewhere = replace(cat, made_for={**cat.made_for, "encoders": {}})
+    with pytest.raises(excise.WrongModel, match="'gun-test' and 'cat' were made for different models"):
+        merge([gun, elsewhere])

@@ -51,6 +51,18 @@ MUTANTS = [
         ("self.lam >= 0)", "self.lam >= -9)"),
     ),
     *of(
+        "excise/erasers/edits/merged_sae.py",
+        "tests/erasers/edits/test_merged_sae.py",
+        ("return contribution(lams * z, W_dec, amount)", "return contribution(z, W_dec, amount)"),
+        ("contribution(lams[active] * z[..., active]", "contribution(z[..., active]"),
+        ("if z.requires_grad:", "if False:"),
+        ("threshold\": least(torch.cat", "threshold\": -least(-torch.cat"),
+        ("typical\": -least(-torch.cat([edit", "typical\": least(torch.cat([edit"),
+        ("lams\": -least(-torch.cat(lams))", "lams\": least(torch.cat(lams))"),
+        ("[edit.lam * (edit.lams if", "[(edit.lams if"),
+        ("(self.lams >= 0)", "(self.lams >= -9)"),
+    ),
+    *of(
         "excise/erasers/edits/vectors.py",
         "tests/methods/steering/test_casteer_gated.py",
         ("(self.thresholds > 0)", "(self.thresholds >= 0)"),

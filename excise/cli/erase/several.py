@@ -1,16 +1,22 @@
-"""`excise erase` with several concepts or methods."""
+"""Several erasers: `excise erase` with several concepts or methods, and `excise merge`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from excise.app.models.pipelines import Weights
 from excise.cli.command import NOT_PASSED
-from excise.cli.options import listed
-from excise.cli.terminal import complain, emit, note, table
+from excise.cli.options import Force, Json, listed
+from excise.cli.sources import EraserSourceArguments, at_hand
+from excise.cli.terminal import complain, echo, emit, note, table
+from excise.outputs import check_folder
+
+
+def register(app: typer.Typer) -> None:
+    app.command(epilog="Example: excise merge gun-eraser cat-eraser --out policy")(merge)
 
 
 def erase_several(
@@ -72,3 +78,37 @@ def erase_several(
     if weak:
         complain(f"{len(weak)} of {len(mine)} are too weak, the first {weak[0].out}: {weak[0].why}")
         raise typer.Exit(NOT_PASSED)
+
+
+def merge(
+    erasers: EraserSourceArguments,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the merged eraser.")],
+    key: Annotated[
+        Path | None, typer.Option("--key", help="Public key (PEM) of the signer that every eraser must have.")
+    ] = None,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Merge SNCE erasers of one model into one, which erases many concepts at the price of one.
+
+    Attaching it proves every concept on its own prompt. To change the concepts, merge again. Signatures are not taken
+    over: sign the result.
+    """
+    from excise.erasers import Eraser, Signer, load_erasers
+    from excise.erasers import merge as merged
+    from excise.erasers.artefact.files import CARD, FILES, SIGNATURE
+
+    check_folder(out, own=(*FILES, SIGNATURE, CARD), force=force)
+    signer = None if key is None else Signer(key)
+    loaded = load_erasers([at_hand(one) for one in erasers], signed_by=signer)
+    eraser: Eraser = merged(list(loaded.values()), out.resolve().name)
+    eraser.save(out)
+    size = sum(map(len, eraser.pack().values()))
+    row = {"out": str(out), "digest": eraser.digest, "concepts": len(loaded), "bytes": size, "weak": list(eraser.weak)}
+
+    def show() -> None:
+        echo(f"{out}: {len(loaded)} erasers, {size / 1000:.1f} kB ({size / 1000 / len(loaded):.1f} kB each)")
+
+    emit(json, row, show)
+    if eraser.weak:
+        note(f"{len(eraser.weak)} of their reasons to be weak are kept, the first {eraser.weak[0]}")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from excise.erasers.artefact import files, formats
 from excise.erasers.artefact.pins import check_pins
 from excise.erasers.artefact.signing import Signer, check_signature
+from excise.erasers.edits.merged_sae import MergedSAEEdit
 from excise.erasers.edits.registry import Edit, TextEdit
 from excise.errors import ExciseError, InvalidSetting
 from excise.files import sha256, write_folder
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 MOST_CANARIES, LONGEST_CANARY = 13, 2000
-"""Largest number of canary prompts and of characters in one. Attaching generates for each of them, so a file must not
-be able to ask for more than fitting makes: one, and one more for each of 12 mentions."""
+"""Largest number of canary prompts, and of characters in one. Attaching encodes each of them, so a file must not be
+able to ask for more than fitting makes: one, and one more for each of 12 mentions. A merged eraser may have as many for
+each neuron."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -58,10 +60,11 @@ class Artefact:
     def __post_init__(self) -> None:
         if self.edits and not any(c.strip() for c in self.canary):
             raise ExciseError(f"eraser {self.name!r} has no canary prompt to prove that it works; fit it again")
-        if len(self.canary) > MOST_CANARIES or any(len(text) > LONGEST_CANARY for text in self.canary):
+        most = MOST_CANARIES * max(1, sum(len(edit.neurons) for edit in self.edits if edit.kind == MergedSAEEdit.kind))
+        if len(self.canary) > most or any(len(text) > LONGEST_CANARY for text in self.canary):
             raise ExciseError(
                 f"eraser {self.name!r} has {len(self.canary)} canary prompts of up to {max(map(len, self.canary))} "
-                f"characters, but at most {MOST_CANARIES} of {LONGEST_CANARY} are allowed; fit it again"
+                f"characters, but at most {most} of {LONGEST_CANARY} are allowed; fit it again"
             )
         if not self.edits and self.method != "none":
             raise ExciseError(f"eraser {self.name!r} edits nothing; fit it again")

@@ -6,6 +6,7 @@ from excise.erasers.edits.block_sae import BlockEdit
 from excise.erasers.edits.blocklist import FilterEdit
 from excise.erasers.edits.gated_sae import GatedSAEEdit
 from excise.erasers.edits.guidance import ClassifierEdit, GuidanceEdit
+from excise.erasers.edits.merged_sae import MergedSAEEdit
 from excise.erasers.edits.projection import ProjectionEdit, ValueEdit
 from excise.erasers.edits.skips import ModulationEdit
 from excise.erasers.edits.text_sae import SAEEdit
@@ -32,6 +33,7 @@ KINDS: dict[str, type[Edit]] = {
     for edit in (
         SAEEdit,
         GatedSAEEdit,
+        MergedSAEEdit,
         VectorEdit,
         AffineEdit,
         BlockEdit,

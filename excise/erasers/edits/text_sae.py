@@ -263,5 +263,8 @@ class SAEEdit(Rows):
             return None
         # Under autocast these small products would be rounded to half precision and the gate would flip.
         with torch.autocast(h.device.type, enabled=False):
-            z = self.codes(h, sae)
-            return contribution(z, self.W_dec.to(z.dtype), amount)
+            return self.written(self.codes(h, sae), amount)
+
+    def written(self, z: Tensor, amount: float) -> Tensor | None:
+        """Return what codes `z` `[B, T, k]` write, `[B, T, d]`, or None to leave every bit alone."""
+        return contribution(z, self.W_dec.to(z.dtype), amount)

@@ -20,9 +20,9 @@ from excise.sites.encoding import Enough, encode_prompt, tensors_of
 
 
 @torch.no_grad()
-def denoiser_inputs(pipe: Pipeline, prompt: str) -> list[Tensor]:
-    """Return every floating-point tensor that the pipeline's `encode_prompt` makes of `prompt` (states, pooled vectors
-    and others).
+def denoiser_inputs(pipe: Pipeline, prompt: str | list[str]) -> list[Tensor]:
+    """Return every floating-point tensor that the pipeline's `encode_prompt` makes of a prompt, or of several (states,
+    pooled vectors and others).
 
     Guidance is on, as when generating: otherwise a pipeline that encodes the unconditional prompt first would go
     unnoticed.

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from excise.erasers.artefact.canary import shift
 from excise.erasers.guard.canary import denoiser_inputs, denoiser_predictions, shifts, text_states
 from excise.erasers.hooks.context import proving, unedited
+from excise.erasers.hooks.known_vectors import KnownVectors
 
 if TYPE_CHECKING:
     from excise.erasers.hooks.host import Host
 
+MANY, BATCH = 13, 32
+"""With more canary prompts than `MANY`, as merged erasers have, `BATCH` of them are encoded at once."""
 _OTHER = "a plain grey wall"
 """A prompt to find text states with: tensors equal to a canary prompt's hold no text."""
 
@@ -29,17 +33,35 @@ def moved(attachment: Host, prompts: Sequence[str] = ()) -> dict[str, float]:
 
 def moved_text(attachment: Host, prompts: Sequence[str]) -> dict[str, float]:
     """Return, for each part of what the denoiser reads, the smallest relative change by the text edits."""
-    pipe, eraser = attachment.pipe, attachment.eraser
-    moved: dict[str, float] = {}
-    for prompt in prompts if eraser.text_edits else ():
-        with proving(attachment, "text") as vectors:
-            edited = denoiser_inputs(pipe, prompt)
-        with unedited():
-            plain, other = (denoiser_inputs(pipe, text) for text in (prompt, _OTHER))
+    pipe, moved = attachment.pipe, dict[str, float]()
+    if not attachment.eraser.text_edits:
+        return moved
+    with unedited():
+        other = denoiser_inputs(pipe, _OTHER)
+    for edited, plain, vectors in _states(attachment, prompts):
         for n in text_states(plain, other):
             for part, by in shifts(edited[n], plain[n], vectors if vectors.widths else None).items():
                 moved[part] = min(by, moved.get(part, by))
     return moved
+
+
+def _states(attachment: Host, prompts: Sequence[str]) -> Iterator[tuple[list[Tensor], list[Tensor], KnownVectors]]:
+    """Yield each prompt's edited states, its plain ones, and the vectors that edited encoders made."""
+    each = BATCH if len(prompts) > MANY else 1
+    for some in (list(prompts[n : n + each]) for n in range(0, len(prompts), each)):
+        asked = some if len(some) > 1 else some[0]
+        with proving(attachment, "text") as vectors:
+            edited = denoiser_inputs(attachment.pipe, asked)
+        with unedited():
+            plain = denoiser_inputs(attachment.pipe, asked)
+        if len(some) == 1:
+            yield edited, plain, vectors
+        elif all(len(states) == len(some) for states in plain):
+            for row in range(len(some)):
+                yield [states[row : row + 1] for states in edited], [states[row : row + 1] for states in plain], vectors
+        else:  # a pipeline that gives no batches of states
+            for prompt in some:
+                yield from _states(attachment, [prompt])
 
 
 def moved_prediction(attachment: Host, prompts: Sequence[str]) -> dict[str, float]:

@@ -216,7 +216,10 @@ def _with_levels(edit: SAEEdit, concept: Concept, levels: Calibration) -> SAEEdi
 def _advice(concept: Concept) -> str:
     """Return what to try if no neuron is the concept's."""
     if len(concept.mentions) > 1:
-        return "the model may treat its words as different things: erase each one as a concept of its own"
+        return (
+            "the model may treat its words as different things: erase each one as a concept of its own, and join the "
+            "erasers with `excise merge`"
+        )
     return "the model may not know it, or its SAE has no neuron for it: run `excise find`, or try another method"
 
 

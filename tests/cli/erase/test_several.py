@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -105,3 +106,30 @@ def test_without_ray_the_line_says_how_to_get_it(
     assert made.exit_code == 2
     assert "pip install 'excise[ray]'" in made.stderr
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
+
+
+def test_merge(call: Callable[..., Any], gun_eraser: Any, word_sae: Any, tiny_site: Any, tmp_path: Path) -> None:
+    from excise.erasers import Eraser, SAEEdit
+
+    for name, neuron in (("gun", 5), ("cat", 11)):
+        edit = SAEEdit.from_sae(word_sae, tiny_site, [neuron], gate="whole", lam=2.0)
+        replace(gun_eraser, name=name, concept=name, edits=(edit,)).save(tmp_path / "erasers" / name)
+    words = ("merge", tmp_path / "erasers", "--out", tmp_path / "policy")
+    made = call(*words, "--json")
+    assert made.exit_code == 0, made.output
+    merged = Eraser.load(tmp_path / "policy")
+    told = json.loads(made.stdout)
+    assert (told["concepts"], told["digest"], merged.concept) == (2, merged.digest, "cat, gun")
+    assert told["bytes"] == sum(path.stat().st_size for path in (tmp_path / "policy").iterdir())
+    again = call(*words)
+    assert again.exit_code == 2 and "there already" in again.stderr
+    assert call(*words, "--force").exit_code == 0
+    assert call("verify", tmp_path / "policy", "--files-only").exit_code == 0
+    unsigned = call(*words[:2], "--out", tmp_path / "other", "--key", tmp_path / "nobody.pem")
+    assert unsigned.exit_code == 2 and not (tmp_path / "other").exists()
+    single = call("merge", tmp_path / "erasers" / "gun", "--out", tmp_path / "other")
+    assert single.exit_code == 2 and "give at least two erasers to merge" in single.stderr
+    gun_eraser.save(tmp_path / "relu")
+    refused = call("merge", tmp_path / "policy", tmp_path / "relu", "--out", tmp_path / "other")
+    assert refused.exit_code == 2 and "only SNCE's with gate=whole can" in refused.stderr
+    assert not (tmp_path / "other").exists()
