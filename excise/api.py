@@ -219,10 +219,13 @@ def evaluate(
     from excise.bench.items.work import work
     from excise.bench.run import Unit
     from excise.drawn import checker_of, restore_checker, without_checker
+    from excise.erasers.edits.merged_sae import MERGED
     from excise.erasers.loaders import list_erasers
     from excise.pipeline import check_pipeline
 
     check_pipeline(pipe)
+    if eraser.method == MERGED:
+        raise InvalidSetting("a merged eraser is of several concepts; evaluate its parts, one by one")
     if suite == "canvas" and not is_bundled(pipe):
         raise WrongModel("canvas is made for the bundled model, excise.reference.load(); name another suite")
     if loaded := list(list_erasers(pipe)):

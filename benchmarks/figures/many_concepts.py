@@ -7,7 +7,7 @@ all objects and styles. For each number of concepts it measures
 
 - on direct prompts of the erased concepts from which the unerased model generates them: the share that still does;
 - on prompts about objects that are not erased: the share that keeps its object, of those that had it;
-- on captions of the bundled world that name no erased concept: the share whose text states keep every bit. The same
+- on all of Canvas's prompts about objects that are not erased: the share whose text states keep every bit. The same
   states give the same picture.
 
 Erasers and finished rows are kept in the working folder and the results, so an interrupted run goes on.
@@ -38,11 +38,12 @@ from excise.statistics import in_percent, share
 
 ORDER = (*(name for first in range(5) for name in OBJECTS[first::5]), *STYLES)
 COUNTS = (1, 10, 20, len(OBJECTS), len(ORDER))
-CAPTIONS = 500
+SPARED = 8
+"""Prompts about each object whose text states are compared."""
 COLUMNS = {
     "still_drawn": "erased concepts still generated",
     "others_kept": "other objects kept",
-    "captions_identical": "captions identical",
+    "identical": "their text states identical",
 }
 
 
@@ -73,9 +74,8 @@ class Measured:
 
     def __init__(self, n: int, others: int, work: Path) -> None:
         self.canvas, self.pipe, self.n, self.work = Canvas(batch=8), reference.load(), n, work
-        corpus = list(reference.sae_corpus())
-        texts = corpus[:: len(corpus) // CAPTIONS]
-        self.captions = dict(zip(texts, self.states(texts), strict=True))
+        spared = [case for name in ORDER[: len(OBJECTS)] for case in family(name, "direct", SPARED)]
+        self.spared = dict(zip(spared, self.states([case.prompt for case in spared]), strict=True))
         self.direct = [case for name in ORDER for case in family(name, "direct", n)]
         found = [case for name in ORDER[: len(OBJECTS)] for case in family(name, "unrelated", n)]
         self.others, self.wanted = found, others
@@ -96,14 +96,14 @@ class Measured:
         direct = [case for case in self.direct if case.concept in erased]
         others = [case for case in self.others if not any(mentioned(case.prompt, (word,)) for word in words)]
         others = sorted(others, key=lambda case: case.seed)[: self.wanted]
-        captions = [text for text in self.captions if not any(mentioned(text, (word,)) for word in words)]
-        before, plain = self.seen([*direct, *others]), [self.captions[text] for text in captions]
+        before = self.seen([*direct, *others])
+        spared = [case for case in self.spared if not any(mentioned(case.prompt, (word,)) for word in words)]
         with eraser.attach(self.pipe):
-            after, edited = self.judged([*direct, *others]), self.states(captions)
+            after, edited = self.judged([*direct, *others]), self.states([case.prompt for case in spared])
         still = [after[case.id]["target"] for case in direct if before[case.id]["target"]]
         kept = [all(after[case.id]["kept"]) for case in others if all(before[case.id]["kept"])]
-        same = [bool(torch.equal(a, b)) for a, b in zip(plain, edited, strict=True)]
-        figures = {"still_drawn": still, "others_kept": kept, "captions_identical": same}
+        same = [bool(torch.equal(self.spared[case], states)) for case, states in zip(spared, edited, strict=True)]
+        figures = {"still_drawn": still, "others_kept": kept, "identical": same}
         size = sum(map(len, eraser.pack().values()))
         found = {name: share(hits).to_json() if hits else None for name, hits in figures.items()}
         return {**found, "concepts": len(erased), "kilobytes_each": size / 1000 / len(erased)}
@@ -136,9 +136,9 @@ def page(results: Mapping[str, Any]) -> str:
         "# Many concepts at once",
         "",
         f"{in_words(results)}. An SNCE eraser of each concept, with defaults, merged into one by",
-        f"`excise merge`, on the bundled model; {results['n']} direct prompts a concept. The captions are of the",
-        "bundled world and name no erased concept; states that keep every bit give the same picture. Per cent, with",
-        "Wilson's 95 % interval and the number of pictures or captions.",
+        f"`excise merge`, on the bundled model; {results['n']} direct prompts a concept. The other columns are of prompts",
+        "about objects that are not erased, and text states that keep every bit give the same picture. Per cent, with",
+        "Wilson's 95 % interval and the number of pictures or prompts.",
         "",
         f"| concepts | {' | '.join(COLUMNS.values())} | kB each |",
         "|---" * (len(COLUMNS) + 2) + "|",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -11,18 +12,19 @@ from typing import Any, overload
 
 from excise.erasers.artefact.files import eraser_folders
 from excise.erasers.artefact.pins import pinned_digests
+from excise.erasers.artefact.record import most_canaries
 from excise.erasers.artefact.signing import Signer
 from excise.erasers.attachment import Attachment
-from excise.erasers.edits.merged_sae import MergedSAEEdit, can_be_merged
+from excise.erasers.edits.merged_sae import MERGED, MergedSAEEdit, can_be_merged
 from excise.erasers.edits.text_sae import SAEEdit
 from excise.erasers.eraser import Eraser
 from excise.errors import InvalidSetting, WrongModel
 from excise.notebook import line, listed, quoted
 from excise.pipeline import Pipeline
+from excise.sites.language import LanguageModel
 from excise.sites.site import Site
 
-MERGED = "merged"
-"""The method of a merged eraser."""
+LANGUAGE_MODEL = LanguageModel.__name__
 
 
 def load_erasers(
@@ -73,49 +75,74 @@ def merge(erasers: Sequence[Eraser], name: str = "merged") -> Eraser:
     """Merge erasers of one model into one, which erases what all of them erase together.
 
     One product reads all neurons, so the time that is added to a prompt hardly depends on the number of concepts. A
-    neuron of several erasers is turned down once.
+    neuron of several erasers is turned down once. When it is attached, every canary prompt must move at least half as
+    far as the one that moved least when the parts were fitted.
 
     Args:
         erasers: Erasers that edit SAE neurons with gate="whole", as SNCE's do by default, or merged ones.
         name: Name of the result.
 
     Returns:
-        The eraser, with all canary prompts, mentions and weaknesses. `created` names each eraser and its digest.
+        The eraser, with all mentions and weaknesses, and with at least one canary prompt of each. `created` names each
+        eraser and its digest.
 
     Raises:
-        InvalidSetting: There are fewer than two, or one is given twice or edits in another way.
+        InvalidSetting: There are fewer than two, or one is given twice, edits in another way, or has no canary shift.
         WrongModel: They were made for different models or SAEs.
+        Tampered: Two of them have different rows of one neuron.
     """
     repeated = Counter(eraser.digest for eraser in erasers).most_common(1)
     if len(erasers) < 2 or repeated[0][1] > 1:
         raise InvalidSetting("give at least two erasers to merge, each once")
-    first = erasers[0]
     by_site: dict[Site, list[SAEEdit]] = {}
     for eraser in erasers:
-        if any(eraser.made_for.get(key) != first.made_for.get(key) for key in ("encoders", "tokenizers")):
-            raise WrongModel(f"{first.name!r} and {eraser.name!r} were made for different models; merge those of one")
+        _check_part(eraser, erasers[0])
         for edit in eraser.edits:
-            if not can_be_merged(edit):
-                raise InvalidSetting(
-                    f"eraser {eraser.name!r} cannot be merged: only SNCE's with gate=whole can; attach it beside the "
-                    "merged one"
-                )
-            by_site.setdefault(edit.site, []).append(edit)
-    sources = [{"concept": e.concept, "digest": e.digest, "method": e.method, "name": e.name} for e in erasers]
-    mentions = [row for eraser in erasers for row in eraser.verdict.get("mentions", ())]
-    weak = [f"{eraser.concept}: {reason}" for eraser in erasers for reason in eraser.weak]
+            by_site.setdefault(edit.site, []).append(edit)  # type: ignore[arg-type]
+    weak = [(e.concept, reason) for e in erasers for reason in (e.weak if e.verdict else ("it was not tested",))]
+    verdict = {
+        "mentions": [row for eraser in erasers for row in eraser.verdict.get("mentions", ())],
+        "weak": [f"{concept}: {reason}" for concept, reason in weak],
+    }
+    edits = tuple(MergedSAEEdit.of(edits) for edits in by_site.values())
     return Eraser(
-        edits=tuple(MergedSAEEdit.of(edits) for edits in by_site.values()),
+        edits=edits,
         name=name,
         concept=", ".join(dict.fromkeys(eraser.concept for eraser in erasers)),
-        mentions=tuple(dict.fromkeys(mention for eraser in erasers for mention in eraser.mentions)),
-        made_for=first.made_for,
-        created={"method": MERGED, "erasers": sources},
-        canary=tuple(dict.fromkeys(canary for eraser in erasers for canary in eraser.canary)),
+        mentions=_in_turn([eraser.mentions for eraser in erasers]),
+        made_for=erasers[0].made_for,
+        created={"method": MERGED, "erasers": [source for eraser in erasers for source in _sources(eraser)]},
+        canary=_in_turn([eraser.canary for eraser in erasers])[: most_canaries(edits)],
         canary_shift=min(eraser.canary_shift for eraser in erasers),
         method=MERGED,
-        verdict={"mentions": mentions, "weak": weak} if all(eraser.verdict for eraser in erasers) else {},
+        verdict=verdict,
     )
+
+
+def _check_part(eraser: Eraser, first: Eraser) -> None:
+    """Raise an error unless the eraser can be merged with the first one."""
+    if any(eraser.made_for.get(key) != first.made_for.get(key) for key in ("encoders", "tokenizers")):
+        raise WrongModel(f"{first.name!r} and {eraser.name!r} were made for different models; merge those of one")
+    if not all(can_be_merged(edit) for edit in eraser.edits) or eraser.made_for.get("pipeline") == LANGUAGE_MODEL:
+        raise InvalidSetting(
+            f"eraser {eraser.name!r} cannot be merged: only SNCE's with gate=whole can, of pipelines that generate "
+            "pictures; attach it beside the merged one"
+        )
+    if not eraser.canary_shift > 0:
+        raise InvalidSetting(f"eraser {eraser.name!r} has no canary shift to prove it by; fit it again")
+
+
+def _in_turn(groups: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    """Return each text once: the first of every group, then the second ones, and so on."""
+    rows = zip_longest(*groups)
+    return tuple(dict.fromkeys(text for row in rows for text in row if text is not None))
+
+
+def _sources(eraser: Eraser) -> list[dict[str, Any]]:
+    """Return what a merged eraser says of a part, or of each of its parts."""
+    if eraser.method == MERGED:
+        return list(eraser.created["erasers"])
+    return [{"concept": eraser.concept, "digest": eraser.digest, "method": eraser.method, "name": eraser.name}]
 
 
 class Attachments(Sequence[Attachment]):

@@ -189,8 +189,9 @@ def removals(attachment: Attachment) -> tuple[list[Removal], list[str]]:
     """What the attached eraser removes of each of its mentions, and what could not be measured, a clause each."""
     kind, words = words_of(attachment.eraser)
     found, unmeasured = list[Removal](), list[str]()
+    parts = attachment.eraser.created.get("erasers", ())  # of a merged one, whose mentions begin with one of each
     ways = (
-        (can_measure_text, removed_from_text, MOST_MENTIONS),
+        (can_measure_text, removed_from_text, max(MOST_MENTIONS, len(parts))),
         (can_measure_prediction, removed_from_prediction, MOST_PREDICTED),
     )
     for can_measure, measure, most in ways:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 
 import excise
 from excise.erasers import Attachments, Eraser, SAEEdit, eraser_folders, load_erasers, merge
+from excise.erasers.guard import self_test
 from excise.errors import ExciseError
 from excise.sites import capture
 
@@ -105,6 +107,7 @@ def alone(gun_eraser: Eraser, word_sae: Any, tiny_site: Any) -> list[Eraser]:
             concept="cat",
             mentions=("cat", "kitten"),
             canary=("a cat", "a gun"),
+            canary_shift=0.015,
             verdict={"mentions": [{"word": "cat", "caught": True}], "weak": ["it is random"]},
         ),
     ]
@@ -128,12 +131,14 @@ def test_what_a_merged_eraser_says_of_its_parts(alone: list[Eraser]) -> None:
     assert (merged.name, merged.concept, merged.method) == ("policy", "gun, cat", "merged")
     assert merged.mentions == ("gun", "cat", "kitten")
     assert merged.canary == ("a gun", "a cat")
-    assert merged.canary_shift == 0
+    assert merged.canary_shift == 0.01
     assert [(one["concept"], one["digest"]) for one in merged.created["erasers"]] == [
         ("gun", alone[0].digest),
         ("cat", alone[1].digest),
     ]
-    assert merged.weak == ()  # the first was never tested
+    assert merged.weak == ("gun: it was not tested", "cat: it is random")
+    again = merge([merged, replace(alone[0], name="other", concept="other")])
+    assert [one["concept"] for one in again.created["erasers"]] == ["gun", "cat", "other"]
     tested = replace(alone[0], verdict={"mentions": [{"word": "gun", "caught": False}], "weak": []})
     merged = merge([tested, alone[1]])
     assert merged.weak == ("cat: it is random",)
@@ -158,6 +163,36 @@ def test_a_merged_eraser_proves_every_concept(
         merge([replace(erasers[0], edits=(mute,)), erasers[1]]).attach(tiny_pipe)
 
 
+def test_many_canary_prompts_are_proved_in_batches(
+    tiny_pipe: Any, alone: list[Eraser], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gun, _ = alone
+    canary = tuple(f"a gun and {n} cats" for n in range(5))
+    one_by_one = [self_test.moved_text(attached(gun, tiny_pipe, canary), [prompt]) for prompt in canary]
+    monkeypatch.setattr(self_test, "MANY", 4)
+    monkeypatch.setattr(self_test, "BATCH", 2)
+    together = self_test.moved_text(attached(gun, tiny_pipe, canary), canary)
+    (part,) = together
+    assert together[part] == pytest.approx(min(found[part] for found in one_by_one), rel=1e-4)
+    with pytest.raises(excise.EraserDidNotFire, match="shift 0"):
+        attached(gun, tiny_pipe, (*canary[:3], "a dog", *canary[3:]))
+    encode = type(tiny_pipe).encode_prompt
+
+    @functools.wraps(encode)
+    def whole(self: Any, *given: Any, **options: Any) -> Any:
+        return tuple(states.flatten(0, 1) for states in encode(self, *given, **options))
+
+    monkeypatch.setattr(type(tiny_pipe), "encode_prompt", whole)
+    unbatched = self_test.moved_text(attached(gun, tiny_pipe, canary), canary)
+    assert min(unbatched.values()) == pytest.approx(together[part], rel=1e-4)
+
+
+def attached(eraser: Eraser, pipe: Any, canary: tuple[str, ...]) -> Any:
+    """Attach an eraser with these canary prompts for as long as it takes, and return its attachment."""
+    with replace(eraser, canary=canary).attach(pipe) as attachment:
+        return attachment
+
+
 def test_what_cannot_be_merged(alone: list[Eraser], gun_eraser: Eraser) -> None:
     gun, cat = alone
     for given in ([gun], [gun, cat, gun], []):
@@ -165,6 +200,16 @@ def test_what_cannot_be_merged(alone: list[Eraser], gun_eraser: Eraser) -> None:
             merge(given)
     with pytest.raises(ExciseError, match="'gun-test' cannot be merged: only SNCE's with gate=whole can"):
         merge([cat, gun_eraser])
+    unproved = replace(cat, canary_shift=0.0)
+    with pytest.raises(ExciseError, match="'cat' has no canary shift to prove it by"):
+        merge([gun, unproved])
+    for changed in ("W_enc", "b_enc", "W_dec"):
+        row = {changed: getattr(gun.edits[0], changed) * 1.001}
+        with pytest.raises(excise.Tampered, match="different rows of neuron 5"):
+            merge([gun, replace(gun, name="other", edits=(replace(gun.edits[0], **row),))])  # type: ignore[arg-type]
+    spoken = replace(cat, made_for={**cat.made_for, "pipeline": "LanguageModel"})
+    with pytest.raises(ExciseError, match="'gun-test' cannot be merged"):
+        merge([replace(gun, made_for=spoken.made_for), spoken])
     elsewhere = replace(cat, made_for={**cat.made_for, "encoders": {}})
     with pytest.raises(excise.WrongModel, match="'gun-test' and 'cat' were made for different models"):
         merge([gun, elsewhere])

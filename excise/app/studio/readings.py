@@ -78,15 +78,18 @@ class NeuronReading:
 
 @torch.no_grad()
 def read_neurons(pipe: Pipeline, eraser: Eraser, prompt: str, sae: TopKSAE | None = None) -> tuple[NeuronReading, ...]:
-    """Return what each SAE neuron that the eraser turns down in a text encoder does in the prompt, unedited.
+    """Return what the SAE neurons that the eraser turns down in a text encoder do in the prompt, unedited.
 
-    Erasers of other kinds have none. `sae` is needed for gate="topk" only.
+    Of more than `MOST_NEURONS`, those that fire come first. Erasers of other kinds have none. `sae` is needed for
+    gate="topk" only.
     """
     found: list[NeuronReading] = []
     for edit in eraser.text_edits:
-        if isinstance(edit, SAEEdit) and len(found) < MOST_NEURONS:
-            found += _read(pipe, edit, prompt, sae)[: MOST_NEURONS - len(found)]
-    return tuple(found)
+        if isinstance(edit, SAEEdit):
+            found += _read(pipe, edit, prompt, sae)
+    if len(found) > MOST_NEURONS:
+        found.sort(key=lambda reading: not reading.fires)
+    return tuple(found[:MOST_NEURONS])
 
 
 def _read(pipe: Pipeline, edit: SAEEdit, prompt: str, sae: TopKSAE | None) -> list[NeuronReading]:

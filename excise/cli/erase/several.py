@@ -91,14 +91,14 @@ def merge(
 ) -> None:
     """Merge SNCE erasers of one model into one, which erases many concepts at the price of one.
 
-    Attaching it proves every concept on its own prompt. To change the concepts, merge again. Signatures are not taken
-    over: sign the result.
+    When it is attached, a prompt of every concept must change. To change the concepts, merge again. Signatures are not
+    taken over: sign the result.
     """
     from excise.erasers import Eraser, Signer, load_erasers
     from excise.erasers import merge as merged
-    from excise.erasers.artefact.files import CARD, FILES, SIGNATURE
+    from excise.erasers.artefact.files import FILES
 
-    check_folder(out, own=(*FILES, SIGNATURE, CARD), force=force)
+    check_folder(out, own=FILES, force=force)
     signer = None if key is None else Signer(key)
     loaded = load_erasers([at_hand(one) for one in erasers], signed_by=signer)
     eraser: Eraser = merged(list(loaded.values()), out.resolve().name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,8 +23,15 @@ if TYPE_CHECKING:
 
 MOST_CANARIES, LONGEST_CANARY = 13, 2000
 """Largest number of canary prompts, and of characters in one. Attaching encodes each of them, so a file must not be
-able to ask for more than fitting makes: one, and one more for each of 12 mentions. A merged eraser may have as many for
-each neuron."""
+able to ask for more than fitting makes: one, and one more for each of 12 mentions."""
+MOST_OF_MERGED = 20_000
+"""Largest number of canary prompts of a merged eraser, which may have `MOST_CANARIES` for each neuron."""
+
+
+def most_canaries(edits: Sequence[Edit]) -> int:
+    """Return the largest number of canary prompts that an eraser with these edits may have."""
+    merged = sum(len(edit.neurons) for edit in edits if edit.kind == MergedSAEEdit.kind)
+    return min(MOST_CANARIES * max(1, merged), MOST_OF_MERGED)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -60,7 +67,7 @@ class Artefact:
     def __post_init__(self) -> None:
         if self.edits and not any(c.strip() for c in self.canary):
             raise ExciseError(f"eraser {self.name!r} has no canary prompt to prove that it works; fit it again")
-        most = MOST_CANARIES * max(1, sum(len(edit.neurons) for edit in self.edits if edit.kind == MergedSAEEdit.kind))
+        most = most_canaries(self.edits)
         if len(self.canary) > most or any(len(text) > LONGEST_CANARY for text in self.canary):
             raise ExciseError(
                 f"eraser {self.name!r} has {len(self.canary)} canary prompts of up to {max(map(len, self.canary))} "

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from excise.erasers.edits.text_sae import TENSORS, SAEEdit, contribution
-from excise.errors import ExciseError, InvalidSetting, WrongModel
+from excise.errors import ExciseError, InvalidSetting, Tampered, WrongModel
 from excise.sites.site import Site
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+MERGED = "merged"
+"""The method of a merged eraser."""
 ROWS_OF_NEURONS = ("indices", "W_enc", "b_enc", "W_dec")
 SHARED = ("lead", "uncond")
 
@@ -47,7 +49,7 @@ class MergedSAEEdit(SAEEdit):
 
         A neuron of several edits is turned down once: by the largest λ, at the lowest threshold, and scaled up to the
         largest typical code. All of them must satisfy `can_be_merged`. Raises InvalidSetting if their `lead` or
-        `uncond` differ, and WrongModel if their SAEs do.
+        `uncond` differ, WrongModel if their SAEs do, and Tampered if they have different rows of the same neuron.
         """
         first = edits[0]
         for edit in edits:
@@ -64,6 +66,8 @@ class MergedSAEEdit(SAEEdit):
 
         at = least(torch.arange(len(place)))
         parts: dict[str, Any] = {name: tensor[at] for name, tensor in rows.items()}
+        for n in (n for n in range(len(place)) if any(not rows[k][n].equal(parts[k][place[n]]) for k in rows)):
+            raise Tampered(f"two erasers have different rows of neuron {int(rows['indices'][n])}; fit them again")
         parts |= {
             "threshold": least(torch.cat([edit.threshold for edit in edits])),
             "typical": -least(-torch.cat([edit.typical for edit in edits])),
@@ -86,6 +90,11 @@ class MergedSAEEdit(SAEEdit):
     def saved(self) -> dict[str, Any]:
         """What is saved of it, except the Site and the tensors."""
         return {**self.options, "sae_digest": self.sae_digest}
+
+    @property
+    def coefficient(self) -> tuple[str, float]:
+        """Name and value of the largest strength."""
+        return "lambda", self.lam * float(self.lams.max())
 
     def written(self, z: Tensor, amount: float) -> Tensor | None:
         """Return what codes `z` `[B, T, k]` write, `[B, T, d]`, or None if no gate is open.

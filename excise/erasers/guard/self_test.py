@@ -16,6 +16,7 @@ from excise.erasers.hooks.known_vectors import KnownVectors
 if TYPE_CHECKING:
     from excise.erasers.hooks.host import Host
 
+States = list[Tensor]
 MANY, BATCH = 13, 32
 """With more canary prompts than `MANY`, as merged erasers have, `BATCH` of them are encoded at once."""
 _OTHER = "a plain grey wall"
@@ -33,32 +34,36 @@ def moved(attachment: Host, prompts: Sequence[str] = ()) -> dict[str, float]:
 
 def moved_text(attachment: Host, prompts: Sequence[str]) -> dict[str, float]:
     """Return, for each part of what the denoiser reads, the smallest relative change by the text edits."""
-    pipe, moved = attachment.pipe, dict[str, float]()
+    moved: dict[str, float] = {}
     if not attachment.eraser.text_edits:
         return moved
-    with unedited():
-        other = denoiser_inputs(pipe, _OTHER)
-    for edited, plain, vectors in _states(attachment, prompts):
+    for edited, plain, other, vectors in _states(attachment, prompts):
         for n in text_states(plain, other):
             for part, by in shifts(edited[n], plain[n], vectors if vectors.widths else None).items():
                 moved[part] = min(by, moved.get(part, by))
     return moved
 
 
-def _states(attachment: Host, prompts: Sequence[str]) -> Iterator[tuple[list[Tensor], list[Tensor], KnownVectors]]:
-    """Yield each prompt's edited states, its plain ones, and the vectors that edited encoders made."""
+def _states(attachment: Host, prompts: Sequence[str]) -> Iterator[tuple[States, States, States, KnownVectors]]:
+    """Yield each prompt's edited states, its plain ones, those of another prompt encoded in the same way, and the
+    vectors that edited encoders made."""
+    pipe, others = attachment.pipe, dict[int, States]()
     each = BATCH if len(prompts) > MANY else 1
     for some in (list(prompts[n : n + each]) for n in range(0, len(prompts), each)):
-        asked = some if len(some) > 1 else some[0]
+        asked, size = some if len(some) > 1 else some[0], len(some)
         with proving(attachment, "text") as vectors:
-            edited = denoiser_inputs(attachment.pipe, asked)
+            edited = denoiser_inputs(pipe, asked)
         with unedited():
-            plain = denoiser_inputs(attachment.pipe, asked)
-        if len(some) == 1:
-            yield edited, plain, vectors
-        elif all(len(states) == len(some) for states in plain):
-            for row in range(len(some)):
-                yield [states[row : row + 1] for states in edited], [states[row : row + 1] for states in plain], vectors
+            plain = denoiser_inputs(pipe, asked)
+            if size not in others:
+                others[size] = denoiser_inputs(pipe, [_OTHER] * size if size > 1 else _OTHER)
+        other = others[size]
+        if size == 1:
+            yield edited, plain, other, vectors
+        elif all(len(states) == size for states in (*plain, *other)):
+            for n in range(size):
+                now, before, beside = ([states[n : n + 1] for states in made] for made in (edited, plain, other))
+                yield now, before, beside, vectors
         else:  # a pipeline that gives no batches of states
             for prompt in some:
                 yield from _states(attachment, [prompt])

@@ -113,7 +113,7 @@ def test_merge(call: Callable[..., Any], gun_eraser: Any, word_sae: Any, tiny_si
 
     for name, neuron in (("gun", 5), ("cat", 11)):
         edit = SAEEdit.from_sae(word_sae, tiny_site, [neuron], gate="whole", lam=2.0)
-        replace(gun_eraser, name=name, concept=name, edits=(edit,)).save(tmp_path / "erasers" / name)
+        replace(gun_eraser, name=name, concept=name, edits=(edit,), canary_shift=0.1).save(tmp_path / "erasers" / name)
     words = ("merge", tmp_path / "erasers", "--out", tmp_path / "policy")
     made = call(*words, "--json")
     assert made.exit_code == 0, made.output

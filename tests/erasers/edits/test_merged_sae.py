@@ -73,6 +73,7 @@ def test_a_shared_neuron_is_turned_down_once() -> None:
     weaker = replace(first, lam=0.25, threshold=torch.tensor([-1.0]), typical=torch.tensor([7.0]))
     both = MergedSAEEdit.of([first, weaker])
     assert both.neurons == [7]
+    assert both.coefficient == ("lambda", 0.5)
     assert (both.lams.item(), both.threshold.item(), both.typical.item()) == (0.5, -1.0, 7.0)
     assert torch.equal(both.W_dec, first.W_dec) and torch.equal(both.b_enc, first.b_enc)
 
