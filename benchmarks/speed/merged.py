@@ -108,8 +108,10 @@ def made(pipe: Any, count: int) -> list[Eraser]:
 
 def part(every: SAEEdit, n: int, threshold: torch.Tensor) -> SAEEdit:
     """Return the edit of one neuron."""
-    rows = {name: getattr(every, name)[n : n + 1].clone() for name in ("indices", "W_enc", "b_enc", "W_dec")}
-    levels = {"threshold": threshold[n : n + 1].clone(), "typical": threshold[n : n + 1].clone()}
+    rows: dict[str, Any] = {
+        name: getattr(every, name)[n : n + 1].clone() for name in ("indices", "W_enc", "b_enc", "W_dec")
+    }
+    levels: dict[str, Any] = {"threshold": threshold[n : n + 1].clone(), "typical": threshold[n : n + 1].clone()}
     return SAEEdit(every.site, b_pre=every.b_pre, **rows, **levels, gate="whole", lead=1, sae_digest=every.sae_digest)
 
 
