@@ -125,7 +125,7 @@ def test_merge(call: Callable[..., Any], gun_eraser: Any, word_sae: Any, tiny_si
     assert again.exit_code == 2 and "there already" in again.stderr
     assert call(*words, "--force").exit_code == 0
     assert call("verify", tmp_path / "policy", "--files-only").exit_code == 0
-    unsigned = call(*words[:2], "--out", tmp_path / "other", "--key", tmp_path / "nobody.pem")
+    unsigned = call(*words[:2], "--out", tmp_path / "other", "--key", tmp_path / "missing.pem")
     assert unsigned.exit_code == 2 and not (tmp_path / "other").exists()
     single = call("merge", tmp_path / "erasers" / "gun", "--out", tmp_path / "other")
     assert single.exit_code == 2 and "give at least two erasers to merge" in single.stderr
