@@ -126,7 +126,7 @@ def _check_part(eraser: Eraser, first: Eraser) -> None:
     if not all(can_be_merged(edit) for edit in eraser.edits) or eraser.made_for.get("pipeline") == LANGUAGE_MODEL:
         raise InvalidSetting(
             f"eraser {eraser.name!r} cannot be merged: only SNCE's with gate=whole can, of pipelines that generate "
-            "pictures; attach it beside the merged one"
+            "pictures; attach it together with the merged one"
         )
     if not eraser.canary_shift > 0:
         raise InvalidSetting(f"eraser {eraser.name!r} has no canary shift to prove it by; fit it again")
