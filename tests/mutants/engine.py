@@ -9,7 +9,7 @@ MUTANTS = [
         "excise/engine/run.py",
         "tests/engine/test_contract.py",
         ("self._tried[name] < self._tries:", "self._tried[name] <= self._tries:"),
-        ("if self._again or not self._stage.path(item).exists():", "if not self._stage.path(item).exists():"),
+        ("if self._again or not self._is_done(item):", "if not self._is_done(item):"),
         ("elif (outcome := self._kept(item)) is not None:", "elif (outcome := None) is not None:"),
         ("if self._sliced or not answer.expected:", "if not answer.expected:"),
         ("if self._sliced or not answer.expected:", "if True:"),
@@ -64,7 +64,7 @@ MUTANTS = [
         "tests/engine/test_contract.py",
         ("[outcome for outcome in failed if outcome.aside]", "failed"),
         ('content if content.get("of") == self._digest(item) else None', "content"),
-        ('f"{kind.__module__}.{kind.__qualname__} {self._stage.path(item).absolute()}"', 'f"{kind.__qualname__}"'),
+        ('f"{kind.__module__}.{kind.__qualname__} {place}"', 'f"{kind.__qualname__}"'),
         ('if outcome.state == "failed"]', 'if outcome.state != "made"]'),
     ),
 ]

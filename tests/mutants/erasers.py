@@ -51,6 +51,20 @@ MUTANTS = [
         ("self.lam >= 0)", "self.lam >= -9)"),
     ),
     *of(
+        "excise/erasers/guard/self_test.py",
+        "tests/erasers/test_several.py",
+        ("([states[n : n + 1] for states in made]", "([states[:1] for states in made]"),
+        ("[_OTHER] * size if size > 1 else _OTHER", "_OTHER"),
+    ),
+    *of(
+        "excise/erasers/several.py",
+        "tests/erasers/test_several.py",
+        ("canary_shift=min(", "canary_shift=max("),
+        ("if not eraser.canary_shift > 0:", "if False:"),
+        ('("it was not tested",)', "()"),
+        ("repeated[0][1] > 1", "False"),
+    ),
+    *of(
         "excise/erasers/edits/merged_sae.py",
         "tests/erasers/edits/test_merged_sae.py",
         ("return contribution(lams * z, W_dec, amount)", "return contribution(z, W_dec, amount)"),

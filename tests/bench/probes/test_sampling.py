@@ -41,7 +41,7 @@ def test_without_noise_it_is_the_pipelines_own_call(pipe: Any, start: Tensor) ->
     assert torch.equal(sampler.sample(half, 3), sampler.sample(start))
 
 
-@pytest.mark.parametrize("eta", [0.3, 1.0])
+@pytest.mark.parametrize("eta", [0.3, 0.9])  # at 1, diffusers may take the root of -1e-8, as the processor rounds
 def test_noise_is_that_of_diffusers_ddim(pipe: Any, start: Tensor, eta: float) -> None:
     sampler = Sampler.of(pipe, PROMPTS, STEPS, GUIDANCE)
     noises = torch.randn(STEPS, *start.shape, generator=torch.Generator().manual_seed(2))
