@@ -51,7 +51,7 @@ def main() -> None:
 def measured(rounds: int) -> dict[str, Any]:
     """Return each variant's time to encode, and for merged erasers the seconds to attach and the bytes."""
     plain = clip_l("cpu")
-    erasers = made(plain, max(MERGED))
+    erasers = fitted(plain, max(MERGED))
     variants: dict[str, Callable[[], Any]] = {"0": partial(encode, plain)}
     rows: dict[str, dict[str, Any]] = {}
     with ExitStack() as stack:
@@ -84,7 +84,7 @@ def encode(pipe: Any) -> Any:
     return pipe.encode_prompt(PROMPT, "cpu", 1, True)
 
 
-def made(pipe: Any, count: int) -> list[Eraser]:
+def fitted(pipe: Any, count: int) -> list[Eraser]:
     """Return erasers of one random neuron each, which the timed prompt does not activate.
 
     Each has a canary prompt of its own, which does: the encoder is causal, so a prompt's end changes no earlier state.
@@ -97,13 +97,13 @@ def made(pipe: Any, count: int) -> list[Eraser]:
     loudest = torch.cat(found).clamp(min=0)
     threshold, canary = 1.01 * loudest[0], loudest[1:].argmax(0)
     opens = (loudest[1:].amax(0) > 1.01 * threshold).nonzero().flatten().tolist()[:count]
-    model, about = made_for(pipe), [f"concept {n}" for n in range(count)]
-    return [
-        Eraser(
-            (part(every, n, threshold),), name, name, (name,), model, canary=(f"{prompts[1 + int(canary[n])]}, {name}",)
-        )
-        for n, name in zip(opens, about, strict=True)
-    ]
+    model, made = made_for(pipe), []
+    for n in opens:
+        name = f"concept {len(made)}"
+        prompt = f"{prompts[1 + int(canary[n])]}, {name}"
+        edits = (part(every, n, threshold),)
+        made.append(Eraser(edits, name, name, (name,), model, canary=(prompt,), canary_shift=1e-9))
+    return made
 
 
 def part(every: SAEEdit, n: int, threshold: torch.Tensor) -> SAEEdit:
@@ -117,7 +117,7 @@ def part(every: SAEEdit, n: int, threshold: torch.Tensor) -> SAEEdit:
 
 def shortly_proved(eraser: Eraser) -> Eraser:
     """Return the eraser with a single canary prompt."""
-    return Eraser(eraser.edits, eraser.name, "all", (), eraser.made_for, canary=eraser.canary[:1])
+    return Eraser(eraser.edits, eraser.name, "all", (), eraser.made_for, canary=eraser.canary[:1], canary_shift=1e-9)
 
 
 if __name__ == "__main__":
