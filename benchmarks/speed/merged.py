@@ -33,7 +33,7 @@ from excise.sites import Site, capture
 PROMPT = "a dog on a hill, in the style of a woodcut"
 MERGED, SEPARATE = (1, 10, 40, 100, 1_000, 10_000), (10, 40)
 """Numbers of concepts."""
-PROVED = 1_000
+PROVED = 100
 """Most concepts to prove at attach time in this measurement; it takes two encodings a concept."""
 
 
@@ -97,7 +97,7 @@ def fitted(pipe: Any, count: int) -> list[Eraser]:
     loudest = torch.cat(found).clamp(min=0)
     threshold, canary = 1.01 * loudest[0], loudest[1:].argmax(0)
     opens = (loudest[1:].amax(0) > 1.01 * threshold).nonzero().flatten().tolist()[:count]
-    model, made = made_for(pipe), []
+    model, made = made_for(pipe), list[Eraser]()
     for n in opens:
         name = f"concept {len(made)}"
         prompt = f"{prompts[1 + int(canary[n])]}, {name}"
