@@ -23,9 +23,10 @@ from typing import Any
 
 import torch
 
+from benchmarks.figures import several_concepts
+from benchmarks.figures.several_concepts import family
 from excise import reference
 from excise.app.bench.provenance import in_words, provenance
-from excise.bench.canvas.families import cases
 from excise.bench.canvas.suite import Canvas
 from excise.bench.suite import Case
 from excise.concepts.concept import mentioned
@@ -34,7 +35,7 @@ from excise.files import read_json, write_atomic
 from excise.methods.configs.sae import SNCEConfig
 from excise.methods.sae.snce import fit
 from excise.reference.world import OBJECTS, STYLES
-from excise.statistics import in_percent, share
+from excise.statistics import share
 
 ORDER = (*(name for first in range(5) for name in OBJECTS[first::5]), *STYLES)
 COUNTS = (1, 10, 20, len(OBJECTS), len(ORDER))
@@ -73,7 +74,7 @@ class Measured:
     """The prompts, and what the judges see in the unerased model's pictures of them."""
 
     def __init__(self, n: int, others: int, work: Path) -> None:
-        self.canvas, self.pipe, self.n, self.work = Canvas(batch=8), reference.load(), n, work
+        self.canvas, self.pipe, self.work = Canvas(batch=8), reference.load(), work
         spared = [case for name in ORDER[: len(OBJECTS)] for case in family(name, "direct", SPARED)]
         self.spared = dict(zip(spared, self.states([case.prompt for case in spared]), strict=True))
         self.direct = [case for name in ORDER for case in family(name, "direct", n)]
@@ -160,12 +161,7 @@ def named(count: int) -> str:
 
 def numbered(figure: Mapping[str, Any] | None) -> str:
     """Return a figure with its interval and number, or a dash if nothing is left to count."""
-    return f"{in_percent(figure)}, {figure['n']}" if figure is not None else "–"
-
-
-def family(concept: str, name: str, n: int) -> list[Case]:
-    """Return Canvas's first n cases of one family of a concept."""
-    return [case for case in cases(concept, n) if case.family == name]
+    return several_concepts.numbered(figure) if figure is not None else "–"
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.figures.drawing import multiplies_bfloat16
 from excise.app.bench.provenance import in_words, provenance
 from excise.app.models.language import SMOLLM2, generate_text
 from excise.app.models.resolve import load_pipeline
@@ -83,7 +84,7 @@ def main() -> None:
     options = parser.parse_args()
     pipe = load_pipeline(SMOLLM2)
     reader = pipe
-    if bfloat16():
+    if multiplies_bfloat16():
         reader = load_pipeline(SMOLLM2)
         reader.text_encoder.to(torch.bfloat16)
     site = site_at(pipe, f"model.layers.{options.layer}")
@@ -145,7 +146,7 @@ def trained(reader: LanguageModel, site: Site, texts: list[str], tokens: int, op
         batch=4096,
         tokens=options.epochs * tokens,
         decay=0.2,
-        shortlist=8 if bfloat16() else 0,
+        shortlist=8 if multiplies_bfloat16() else 0,
     )
     corpus = f"{', '.join(CORPORA)}: {tokens} tokens"
     if (folder / "cfg.json").exists():
@@ -157,11 +158,6 @@ def trained(reader: LanguageModel, site: Site, texts: list[str], tokens: int, op
     with shown(progress, len(texts), config.tokens) as (captured, line):
         about = {"model": "SmolLM2-135M-Instruct, Q4_1", "corpus": corpus}
         return train_sae(reader, site, texts, config, folder, card=about, captured=captured, progress=line)
-
-
-def bfloat16() -> bool:
-    """Return whether the processor multiplies in bfloat16; otherwise bfloat16 is slower than float32."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class Topic:

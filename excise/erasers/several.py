@@ -15,7 +15,7 @@ from excise.erasers.artefact.pins import pinned_digests
 from excise.erasers.artefact.record import most_canaries
 from excise.erasers.artefact.signing import Signer
 from excise.erasers.attachment import Attachment
-from excise.erasers.edits.merged_sae import MERGED, MergedSAEEdit, can_be_merged
+from excise.erasers.edits.merged_sae import MERGED, MergedSAEEdit, can_be_merged, parts_of
 from excise.erasers.edits.text_sae import SAEEdit
 from excise.erasers.eraser import Eraser
 from excise.errors import InvalidSetting, WrongModel
@@ -23,8 +23,6 @@ from excise.notebook import line, listed, quoted
 from excise.pipeline import Pipeline
 from excise.sites.language import LanguageModel
 from excise.sites.site import Site
-
-LANGUAGE_MODEL = LanguageModel.__name__
 
 
 def load_erasers(
@@ -123,7 +121,10 @@ def _check_part(eraser: Eraser, first: Eraser) -> None:
     """Raise an error unless the eraser can be merged with the first one."""
     if any(eraser.made_for.get(key) != first.made_for.get(key) for key in ("encoders", "tokenizers")):
         raise WrongModel(f"{first.name!r} and {eraser.name!r} were made for different models; merge those of one")
-    if not all(can_be_merged(edit) for edit in eraser.edits) or eraser.made_for.get("pipeline") == LANGUAGE_MODEL:
+    if (
+        not all(can_be_merged(edit) for edit in eraser.edits)
+        or eraser.made_for.get("pipeline") == LanguageModel.__name__
+    ):
         raise InvalidSetting(
             f"eraser {eraser.name!r} cannot be merged: only SNCE's with gate=whole can, of pipelines that generate "
             "pictures; attach it together with the merged one"
@@ -141,7 +142,7 @@ def _in_turn(groups: Sequence[Sequence[str]]) -> tuple[str, ...]:
 def _sources(eraser: Eraser) -> list[dict[str, Any]]:
     """Return what a merged eraser says of a part, or of each of its parts."""
     if eraser.method == MERGED:
-        return list(eraser.created["erasers"])
+        return parts_of(eraser.created)
     return [{"concept": eraser.concept, "digest": eraser.digest, "method": eraser.method, "name": eraser.name}]
 
 

@@ -16,6 +16,7 @@ from excise.erasers.artefact.files import Check
 from excise.erasers.artefact.pins import check_pins
 from excise.erasers.artefact.signing import Signer, check_signature
 from excise.erasers.attachment import Attachment
+from excise.erasers.edits.merged_sae import parts_of
 from excise.erasers.edits.sae_rows import Rows, altered_rows, sae_digest
 from excise.erasers.eraser import Eraser, StrPath
 from excise.erasers.guard.coverage import absent_from
@@ -189,7 +190,7 @@ def removals(attachment: Attachment) -> tuple[list[Removal], list[str]]:
     """What the attached eraser removes of each of its mentions, and what could not be measured, a clause each."""
     kind, words = words_of(attachment.eraser)
     found, unmeasured = list[Removal](), list[str]()
-    parts = attachment.eraser.created.get("erasers", ())  # of a merged one, whose mentions begin with one of each
+    parts = parts_of(attachment.eraser.created)  # a merged eraser's mentions begin with one of each part
     ways = (
         (can_measure_text, removed_from_text, max(MOST_MENTIONS, len(parts))),
         (can_measure_prediction, removed_from_prediction, MOST_PREDICTED),

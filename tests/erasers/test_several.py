@@ -169,7 +169,7 @@ def test_many_canary_prompts_are_proved_in_batches(
     gun, _ = alone
     canary = tuple(f"a gun and {n} cats" for n in range(5))
     one_by_one = [self_test.moved_text(attached(gun, tiny_pipe, canary), [prompt]) for prompt in canary]
-    monkeypatch.setattr(self_test, "MANY", 4)
+    monkeypatch.setattr(self_test, "MOST_CANARIES", 4)
     monkeypatch.setattr(self_test, "BATCH", 2)
     together = self_test.moved_text(attached(gun, tiny_pipe, canary), canary)
     (part,) = together

@@ -103,7 +103,7 @@ def merge(
     loaded = load_erasers([at_hand(one) for one in erasers], signed_by=signer)
     eraser: Eraser = merged(list(loaded.values()), out.resolve().name)
     eraser.save(out)
-    size = sum(map(len, eraser.pack().values()))
+    size = sum((out / name).stat().st_size for name in FILES)
     row = {"out": str(out), "digest": eraser.digest, "concepts": len(loaded), "bytes": size, "weak": list(eraser.weak)}
 
     def show() -> None:

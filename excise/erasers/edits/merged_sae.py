@@ -66,8 +66,12 @@ class MergedSAEEdit(SAEEdit):
 
         at = least(torch.arange(len(place)))
         parts: dict[str, Any] = {name: tensor[at] for name, tensor in rows.items()}
-        for n in (n for n in range(len(place)) if any(not rows[k][n].equal(parts[k][place[n]]) for k in rows)):
-            raise Tampered(f"two erasers have different rows of neuron {int(rows['indices'][n])}; fit them again")
+        for name, tensor in rows.items():
+            odd = (tensor != parts[name][place]).reshape(len(place), -1).any(1)
+            if bool(odd.any()):
+                raise Tampered(
+                    f"two erasers have different rows of neuron {int(rows['indices'][odd][0])}; fit them again"
+                )
         parts |= {
             "threshold": least(torch.cat([edit.threshold for edit in edits])),
             "typical": -least(-torch.cat([edit.typical for edit in edits])),
@@ -115,3 +119,9 @@ def can_be_merged(edit: object) -> TypeGuard[SAEEdit]:
     if not isinstance(edit, SAEEdit) or type(edit) not in (SAEEdit, MergedSAEEdit):
         return False
     return edit.gate == "whole" and edit.source == "prompt"
+
+
+def parts_of(created: Mapping[str, Any]) -> list[Any]:
+    """Return what a merged eraser's `created` says of its parts; nothing for other erasers."""
+    parts = created.get("erasers")
+    return parts if isinstance(parts, list) else []

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from excise.erasers.artefact.canary import shift
+from excise.erasers.artefact.record import MOST_CANARIES
 from excise.erasers.guard.canary import denoiser_inputs, denoiser_predictions, shifts, text_states
 from excise.erasers.hooks.context import proving, unedited
 from excise.erasers.hooks.known_vectors import KnownVectors
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
     from excise.erasers.hooks.host import Host
 
 States = list[Tensor]
-MANY, BATCH = 13, 32
-"""With more canary prompts than `MANY`, as merged erasers have, `BATCH` of them are encoded at once."""
+BATCH = 32
+"""Canary prompts that are encoded at once, if there are more than `MOST_CANARIES`, as merged erasers have."""
 _OTHER = "a plain grey wall"
 """A prompt to find text states with: tensors equal to a canary prompt's hold no text."""
 
@@ -48,7 +49,7 @@ def _states(attachment: Host, prompts: Sequence[str]) -> Iterator[tuple[States, 
     """Yield each prompt's edited states, its plain ones, those of another prompt encoded in the same way, and the
     vectors that edited encoders made."""
     pipe, others = attachment.pipe, dict[int, States]()
-    each = BATCH if len(prompts) > MANY else 1
+    each = BATCH if len(prompts) > MOST_CANARIES else 1
     for some in (list(prompts[n : n + each]) for n in range(0, len(prompts), each)):
         asked, size = some if len(some) > 1 else some[0], len(some)
         with proving(attachment, "text") as vectors:
