@@ -8,18 +8,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from excise.app.bench.runs import resume, start
 from excise.app.models.pipelines import Weights
 from excise.bench.results import BASELINE
 from excise.bench.run import Run, Unit
 from excise.errors import ExciseError
-
-
-def multiplies_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16 in hardware. Others take many times longer than for float32."""
-    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
 class Drawing:

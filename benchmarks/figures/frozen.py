@@ -31,6 +31,7 @@ from excise.bench.results import BASELINE
 from excise.bench.run import Run
 from excise.errors import ExciseError
 from excise.files import write_atomic
+from excise.reference.training.loop import multiplies_bfloat16
 
 COMMAND = "python -m benchmarks.figures.frozen"
 COMPARED = ("snce", "saemnesia-text", "mace", "uce", "casteer", "casteer-gated", "snce+casteer-gated", "ca", "rece")
@@ -89,7 +90,7 @@ def run(options: argparse.Namespace, results: dict[str, Any]) -> None:
 
     Raises ExciseError on a processor that emulates bfloat16.
     """
-    if options.device == "cpu" and not drawing.multiplies_bfloat16():
+    if options.device == "cpu" and not multiplies_bfloat16():
         raise ExciseError("this processor emulates bfloat16, which takes hours a concept; use another machine or a GPU")
     chosen = json.loads(Path("docs/results/peers.json").read_text())["tuning"]
     settings = {name: plan.best(chosen[name]) if name in chosen else "" for name in options.methods.split(",")}

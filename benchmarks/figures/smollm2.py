@@ -25,7 +25,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.figures.drawing import multiplies_bfloat16
 from excise.app.bench.provenance import in_words, provenance
 from excise.app.models.language import SMOLLM2, generate_text
 from excise.app.models.resolve import load_pipeline
@@ -47,6 +46,7 @@ from excise.methods.sae.snce import fit
 from excise.neurons.contexts import Context, Contexts
 from excise.neurons.contrast import Contrast, contrast
 from excise.neurons.validation import activations
+from excise.reference.training.loop import multiplies_bfloat16
 from excise.sae import TopKSAE, TrainConfig, card, load
 from excise.sites import LanguageModel, Site, site_at
 from excise.sites.tokens import pieces

@@ -21,12 +21,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from marks import Marks
 
 from excise.engine import run
 from excise.files import write_atomic
@@ -37,25 +37,6 @@ FILES, PROMPTS = 8, 256
 """Files of prompts to scan, and prompts in each. A scan of files with one prompt is the start-up."""
 VECTORS, BATCH, EXPANSION = 120_000, 4096, 16
 _CHILD = "--child"
-
-
-@dataclass(frozen=True)
-class Marks:
-    """Stage whose items only write their file."""
-
-    folder: str
-
-    def open(self) -> Callable[[int], None]:
-        return self._make
-
-    def path(self, item: int) -> Path:
-        return Path(self.folder) / self.name(item)
-
-    def name(self, item: int) -> str:
-        return f"item-{item}"
-
-    def _make(self, item: int) -> None:
-        write_atomic(self.path(item), self.name(item))
 
 
 def main() -> None:
@@ -104,7 +85,10 @@ def engines(workers: int, rounds: int) -> dict[str, Any]:
 
 def _in_process(engine: str, workers: int, items: int) -> float:
     command = [sys.executable, __file__, _CHILD, engine, str(workers), str(items)]
-    return float(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout.splitlines()[-1])
+    found = os.pathsep.join((str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")))  # workers of Ray read Marks
+    environment = {**os.environ, "PYTHONPATH": found}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True)
+    return float(done.stdout.splitlines()[-1])
 
 
 def child(engine: str, workers: int, items: int) -> None:

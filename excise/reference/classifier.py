@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from excise.files import read_tensors, write_atomic
 from excise.reference.patch_transformer import PatchTransformer
 from excise.reference.scenes import Pixels, Scene, render, sample_scene
-from excise.reference.training.loop import run
+from excise.reference.training.loop import faster_products, run
 from excise.reference.training.vae import pixels
 from excise.reference.world import BACKGROUNDS, OBJECTS, STYLES
 
@@ -142,7 +142,7 @@ def train(out: Path, vae_folder: Path, name: str = "classifier", steps: int = ST
         scenes = [sample_scene(rng, any_style=True) for _ in range(BATCH)]
         images = pixels(scenes)
         quarter = BATCH // 4
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad(), faster_products():
             latents = vae.encode(images[:quarter]).latent_dist.mean
             latents = latents + 0.15 * latents.std() * torch.rand(quarter, 1, 1, 1, generator=noise) * torch.randn(
                 latents.shape, generator=noise
@@ -150,7 +150,7 @@ def train(out: Path, vae_folder: Path, name: str = "classifier", steps: int = ST
             images[:quarter] = vae.decode(latents).sample.float()
         images[-WRECKED:] = wreck(images[-WRECKED:], scenes[-WRECKED:], rng)
         model.train()
-        with torch.autocast("cpu", torch.bfloat16):
+        with faster_products():
             objects, nothing, style, background, _ = model(spoil(images, noise))
         want, want_style, want_background = labels(scenes)
         want[-WRECKED:] = 0

@@ -25,6 +25,15 @@ def kl(latents: int, levels: int = 1) -> Any:
     )
 
 
+def narrow(unet: Any) -> Any:
+    """Return a U-Net of the same configuration but a fifth as wide, with random weights, in the same dtype.
+
+    A step takes a tenth of the time, and where bfloat16 is emulated a hundredth of the seconds.
+    """
+    widths = [32 for _ in unet.config.block_out_channels]
+    return seeded(lambda: type(unet).from_config({**unet.config, "block_out_channels": widths})).to(unet.dtype)
+
+
 def flux2_kl() -> Any:
     from diffusers import AutoencoderKLFlux2
 

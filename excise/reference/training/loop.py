@@ -24,6 +24,16 @@ AVERAGED = 4
 """Steps between updates of the averaged weights."""
 
 
+def multiplies_bfloat16() -> bool:
+    """Return whether the processor multiplies bfloat16 in hardware. Others take many times longer than in float32."""
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+
+
+def faster_products() -> torch.autocast:
+    """Return a context that multiplies in bfloat16 if the processor does so in hardware, and in float32 otherwise."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=multiplies_bfloat16())
+
+
 def cosine(step: int, steps: int, peak: float, warmup: int = 200, floor: float = 0.02) -> float:
     """Return the learning rate: linear warm-up, then half a cosine down to `floor * peak`."""
     if step < warmup:

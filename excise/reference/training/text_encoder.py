@@ -24,7 +24,7 @@ from transformers import AutoTokenizer, BertModel, CLIPTextConfig, CLIPTextModel
 from excise.errors import MissingExtra
 from excise.files import open_regular, read_file, write_atomic
 from excise.reference.data import folder
-from excise.reference.training.loop import run
+from excise.reference.training.loop import faster_products, run
 from excise.reference.training.text_corpus import corpus
 
 WIDTH, LAYERS, HEADS = 256, 6, 4
@@ -93,7 +93,7 @@ class Teacher:
             batch = self.tokenizer(
                 [texts[i] for i in rows], padding=True, truncation=True, max_length=96, return_tensors="pt"
             )
-            with torch.autocast("cpu", torch.bfloat16):
+            with faster_products():
                 states = self.model(**batch).last_hidden_state.float()
             mask = batch["attention_mask"][..., None].float()
             out[rows] = F.normalize((states * mask).sum(1) / mask.sum(1), dim=-1)
@@ -180,7 +180,7 @@ def train(out: Path, steps: int = STEPS) -> Student:
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         tokens, positions, want = batch(step)
-        with torch.autocast("cpu", torch.bfloat16):
+        with faster_products():
             made = student(tokens, positions)
         made = F.normalize(made.float(), dim=-1)
         cosine = (made * want[:, None]).sum(-1).mean(0)
@@ -208,7 +208,7 @@ def refit_head(student: Student, data: dict[str, Any], rows: list[int], steps: i
     ids, targets = data["ids"], data["targets"]
     order = sorted(rows, key=lambda i: len(ids[i]))
     states = torch.empty(len(order), WIDTH)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), faster_products():
         for start in range(0, len(order), 512):
             some = order[start : start + 512]
             end = torch.tensor([len(ids[i]) - 1 for i in some])

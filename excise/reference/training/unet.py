@@ -22,7 +22,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from excise.files import open_regular
 from excise.reference.scenes import SIZE, Scene, sample_caption, sample_scene
-from excise.reference.training.loop import Average, run, trapezoid
+from excise.reference.training.loop import Average, faster_products, run, trapezoid
 from excise.reference.training.vae import CHANNELS, SIDE, pixels
 from excise.reference.world import OBJECTS
 
@@ -70,7 +70,7 @@ def scheduler() -> DDIMScheduler:
 def encode_captions(words: CLIPTokenizer, encoder: CLIPTextModel, captions: list[str]) -> Tensor:
     """Encode captions as the denoiser reads them: all 77 states, `[N, 77, 256]` bfloat16."""
     batch = words(captions, padding="max_length", truncation=True, return_tensors="pt")
-    with torch.autocast("cpu", torch.bfloat16):
+    with faster_products():
         states: Tensor = encoder(input_ids=batch["input_ids"]).last_hidden_state
     return states.bfloat16()
 
@@ -78,7 +78,7 @@ def encode_captions(words: CLIPTokenizer, encoder: CLIPTextModel, captions: list
 @torch.inference_mode()
 def encode_pixels(vae: AutoencoderKL, images: Tensor) -> Tensor:
     """Encode pictures as scaled latents `[N, 16, 8, 8]` (the posterior's mean)."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with faster_products():
         means: Tensor = vae.encode(images).latent_dist.mean
     scaling: float = vae.config.scaling_factor
     return means.float() * scaling
@@ -176,7 +176,7 @@ def train(out: Path, parts: Path, steps: int = STEPS, decay_from: int | None = N
         states = torch.where(dropped[:, None, None], pool.empty, states)
         noise = torch.randn(latents.shape, generator=draw)
         noisy, velocity = targets(latents, noise, t, signal)
-        with torch.autocast("cpu", torch.bfloat16):
+        with faster_products():
             made, named = predict(noisy, t, states)
         error = ((made.float() - velocity).square().mean((1, 2, 3)) * weight(t, signal)).mean()
         naming = F.binary_cross_entropy_with_logits(named.float(), where, reduction="none").sum(1).mean()

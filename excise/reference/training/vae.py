@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from excise.reference.scenes import Scene, render, sample_scene
-from excise.reference.training.loop import run
+from excise.reference.training.loop import faster_products, run
 
 STEPS, BATCH, PEAK = 4000, 16, 1e-3
 DECODER_STEPS, DECODER_PEAK = 2000, 6e-4
@@ -91,7 +91,7 @@ def _attempt(vae: AutoencoderKL, seed: int, spread: float) -> tuple[Tensor, Tens
     rng = random.Random(seed)
     real = pixels([sample_scene(rng) for _ in range(BATCH)])
     noise = torch.randn(BATCH, CHANNELS, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
-    with torch.autocast("cpu", torch.bfloat16):
+    with faster_products():
         means = vae.encode(real).latent_dist.mean
         made = vae.decode(means + spread * means.std().detach() * noise).sample.float()
     return reconstruction_loss(made, real), means.float()
