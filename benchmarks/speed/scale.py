@@ -33,9 +33,9 @@ from excise.files import write_atomic
 
 COMMAND = "python benchmarks/speed/scale.py"
 ITEMS = 400
-FILES, PROMPTS = 8, 256
+FILES, PROMPTS = 8, 512
 """Files of prompts to scan, and prompts in each. A scan of files with one prompt is the start-up."""
-VECTORS, BATCH, EXPANSION = 120_000, 4096, 16
+VECTORS, BATCH, EXPANSION = 358_400, 1024, 8
 _CHILD = "--child"
 
 

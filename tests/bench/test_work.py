@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,6 +145,27 @@ def test_equal_pictures_are_drawn_once_and_judged_for_every_concept(run: Run, tm
     assert log[:3] == ["search axe", "prompt 0", "prompt 1"], "a concept is finished before the next is begun"
     at_work(run, tmp_path)
     assert len(Small(str(tmp_path)).log()) == len(log), "nothing is made twice"
+
+
+@pytest.mark.parametrize("engine", ["processes:2", "slice:0/2"])
+def test_equal_pictures_are_drawn_once_by_several_workers_too(run: Run, tmp_path: Path, engine: str) -> None:
+    both = Run.create(tmp_path / "both", {**run.plan, "methods": ["none", "uce"]})
+    log = at_work(both, tmp_path, engine=engine).log()
+    assert both.units("done") == sorted(both.all_units)
+    drawn = [line for line in log if not line.startswith("search")]
+    shared = [f"prompt {n}" for n in range(20)]
+    own = [line for name in CONCEPTS for line in (f"a {name}", f"a {name}", f"found {name}")]
+    wanted = Counter([*shared, *own])
+    assert not wanted - Counter(drawn)
+    again = (Counter(drawn) - wanted).total()
+    assert again == len(CONCEPTS), "uce edits nothing here: all is taken over, and one picture a unit drawn as a check"
+
+
+def test_a_block_that_fails_is_drawn_for_those_that_waited_for_it(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(Unfinished, match="1 parts are not done: none on axe, block 1: "):
+        at_work(run, tmp_path, "a axe", engine="processes:2")
+    assert run.units("done") == UNITS[1:]
+    assert [len(run.records(unit)) for unit in UNITS] == [16, 23, 23, 23]
 
 
 @pytest.mark.parametrize("engine", ["processes:2", "slice:0/2"])

@@ -18,7 +18,7 @@ import pytest
 
 from excise.engine import Needs, Outcome, run
 from excise.errors import ExciseError
-from tests.engine.clusters import SETTINGS, cluster, short_folder
+from tests.engine.clusters import CLIENTS, SETTINGS, cluster, short_folder
 from tests.engine.stages import Arrays, expected
 
 if find_spec("ray") is None:
@@ -106,6 +106,13 @@ class TestOnACluster:
         assert stage.contents(N) == expected(N)
 
 
+    def test_a_client_makes_them_too(self, tmp_path: Path) -> None:
+        command = [sys.executable, "-c", DRIVER, str(tmp_path), CLIENTS]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.stdout.splitlines()[0] == " ".join(["made"] * 6), done.stderr[-2000:]
+        assert Arrays(str(tmp_path / "made")).contents(N) == expected(N)
+
+
 DRIVER = """
 import os, sys
 from excise.engine import run
@@ -113,7 +120,7 @@ from tests.engine.stages import Arrays
 
 if __name__ == "__main__":
     os.chdir(sys.argv[1])
-    print(*sorted(outcome.state for outcome in run("ray", Arrays("made"), range(6), workers=2)))
+    print(*sorted(outcome.state for outcome in run(sys.argv[2], Arrays("made"), range(6), workers=2)))
     import ray
     print(ray.is_initialized(), os.environ["RAY_USAGE_STATS_ENABLED"])
 """
@@ -122,7 +129,7 @@ if __name__ == "__main__":
 @pytest.mark.slow
 def test_without_an_address_it_starts_a_cluster_here_and_ends_it(tmp_path: Path) -> None:
     settings = {name: value for name, value in SETTINGS.items() if name != "RAY_USAGE_STATS_ENABLED"}
-    command = [sys.executable, "-c", DRIVER, str(tmp_path)]
+    command = [sys.executable, "-c", DRIVER, str(tmp_path), "ray"]
     with short_folder() as folder:
         environment = {**os.environ, **settings, "RAY_TMPDIR": folder}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)

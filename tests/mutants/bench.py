@@ -155,7 +155,7 @@ MUTANTS = [
     *of(
         "excise/bench/items/reusing.py",
         "tests/bench/test_work.py",
-        ("place is None or place[0] == unit", "place is None"),
+        ("if place != unit and file.exists()", "if file.exists()"),
         ("return case.prompt, case.seed,", "return case.prompt, 0,"),
     ),
     *of(
@@ -235,10 +235,23 @@ MUTANTS = [
         ("not any(part in word for part in parts)", "True"),
     ),
     *of(
-        "excise/bench/items/work.py",
+        "excise/bench/items/plan.py",
         "tests/bench/test_work.py",
         ("if unit in self._attacked or not", "if not"),
         ("        if self._left[unit]:", "        if False:"),
+        ("if unit.method == BASELINE and unit not in self._settled:", "if False:"),
+        ("for owner in owners & self._undone", "for owner in set()"),
+        ("for owner in owners & self._undone", "for owner in owners"),
+        ("            others.discard(done)\n", ""),
+        ("            if not others:", "            if True:"),
+        ("            self._settled.update(units)\n", ""),
+        ("            self._settled.add(unit)\n            self._note(unit)", "            self._note(unit)"),
+        ("return [*self._released(item), *", "return [*([] if failed else self._released(item)), *"),
+        ("(self._settled if failed else self._ready)", "self._ready"),
+    ),
+    *of(
+        "excise/bench/items/work.py",
+        "tests/bench/test_work.py",
         ('if outcome.state == "failed" and not outcome.elsewhere:', "if False:"),
         ('if outcome.state == "failed" and not outcome.elsewhere:', 'if outcome.state == "failed":'),
     ),

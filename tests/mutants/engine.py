@@ -1,4 +1,4 @@
-"""What is tried again, what is set aside, and which part of an array job a process makes."""
+"""What is tried again, what is set aside, which part of an array job a process makes, and files in object stores."""
 
 from __future__ import annotations
 
@@ -66,5 +66,45 @@ MUTANTS = [
         ('content if content.get("of") == self._digest(item) else None', "content"),
         ('f"{kind.__module__}.{kind.__qualname__} {place}"', 'f"{kind.__qualname__}"'),
         ('if outcome.state == "failed"]', 'if outcome.state != "made"]'),
+    ),
+    *of(
+        "excise/remote.py",
+        "tests/remote/test_remote.py",
+        ("(found.st_size, int(found.st_mtime)) == (info.size, int(info.mtime.timestamp())):", "True:"),
+        (
+            "(found.st_size, int(found.st_mtime)) == (info.size, int(info.mtime.timestamp())):",
+            "found.st_size == info.size:",
+        ),
+        (
+            "            pool.submit(put).result()\n        write_atomic(path, data)",
+            "            write_atomic(path, data)\n            pool.submit(put).result()",
+        ),
+        ("pool.submit(put).result()", "put()"),
+        ("if not self.fetch(path):", "if True:"),
+        ("if self._info(folder / last).is_file:", "if False:"),
+        ("key=lambda path: (path.name == last, path.name)", "key=lambda path: path.name"),
+        ('{"", ".", ".."} & set(name.split("/"))', "set()"),
+        ("        _stamp(path, info)\n        return True", "        return True"),
+        ("        _stamp(path, self._info(path))\n", ""),
+        ('rest[:1] not in ("", "/")', "False"),
+        ('self.copy.rglob("*") if exact else ()', "()"),
+        (" if not is_leftover(PurePosixPath(name).name)}", "}"),
+        ('if "@" in url.partition("?")[0]:', "if False:"),
+        ("if info.size > TENSORS:", "if False:"),
+        ("        weakref.finalize(remote, shutil.rmtree, remote.copy, ignore_errors=True)\n", ""),
+        ("        path.unlink(missing_ok=True)\n        return False", "        return False"),
+    ),
+    *of(
+        "excise/engine/run.py",
+        "tests/remote/test_runs.py",
+        (" or (self._remote is not None and self._remote.fetch(path))", ""),
+        ("            self._is_done(item)  # the worker", "            pass  # the worker"),
+    ),
+    *of(
+        "excise/engine/failures.py",
+        "tests/remote/test_runs.py",
+        ("path.exists() if self._remote is None else self._remote.fetch(path)", "path.exists()"),
+        ("            self._remote.remove(self._path(item))", "            self._path(item).unlink()"),
+        ("path.absolute() if self._remote is None else path.relative_to(self._remote.copy)", "path.absolute()"),
     ),
 ]

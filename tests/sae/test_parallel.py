@@ -82,6 +82,7 @@ def trained_naively(mesh: Mesh, out: Path, which: str) -> list[Progress]:
 @pytest.mark.parametrize("which", ["Var(e)", "fired", "vectors"])
 def test_a_statistic_of_one_rank_alone_would_be_noticed(tmp_path: Path, alone: list[Progress], which: str) -> None:
     lines = on_ranks((2, 1), trained_naively, tmp_path / "store", tmp_path / "sae", which)[0]
+    assert [line.step for line in lines] == [line.step for line in alone], "it trains on"
     with pytest.raises(AssertionError):
         agree(lines, alone)
 

@@ -40,29 +40,34 @@ class Reusing:
 
     def __init__(self, run: Run, suite: Suite) -> None:
         self._run, self._suite = run, suite
-        self._places: dict[tuple[Any, ...], tuple[Unit, int, tuple[str, ...]]] = {}
+        self._places: dict[tuple[object, ...], list[tuple[Unit, int, tuple[str, ...]]]] = {}
         self._listed: set[Unit] = set()
 
     def find(self, unit: Unit, batch: Sequence[Case], drawn_with: str) -> Taken | None:
         """Return a batch of the same prompts, seeds and settings in the same order, generated on the same hardware.
 
-        Return None if the unerased model has not generated it, or if `unit` is the first that needs it. Batches are
-        taken over whole, so that every picture has the bits that it would have if it were generated.
+        Return None if the unerased model has generated it in no unit but this one. Batches are taken over whole, so
+        that every picture has the bits that it would have if it were generated.
 
         Raises:
             ExciseError: A picture is not the one that its record names.
         """
         self._list()
-        place = self._places.get(self._key(batch))
-        if place is None or place[0] == unit or not (file := block_file(self._run.folder, *place[:2])).exists():
-            return None
+        for place, number, cases in self._places.get(equal_key(self._suite, batch), ()):
+            file = block_file(self._run.folder, place, number)
+            if place != unit and file.exists() and (taken := self._read(file, cases, drawn_with)) is not None:
+                return taken
+        return None
+
+    def _read(self, file: Path, cases: Sequence[str], drawn_with: str) -> Taken | None:
+        """Read a batch from a block, if it is there and was generated on the same hardware. Raises as `find`."""
         by_case = {row["case"]: row for row in blocks.read_records(file)}
-        if not by_case.keys() >= set(place[2]):
+        if not by_case.keys() >= set(cases):
             return None
-        records = [by_case[case] for case in place[2]]
+        records = [by_case[case] for case in cases]
         if any(record.get("drawn_with") != drawn_with for record in records):
             return None
-        pictures = [from_png(blocks.read_picture(file, case)) for case in place[2]]
+        pictures = [from_png(blocks.read_picture(file, case)) for case in cases]
         for record, picture in zip(records, pictures, strict=True):
             if sha256(picture.tobytes()) != record["picture"]:
                 what = f"the picture of {record['case']} in {file} is not the one of its record"
@@ -79,12 +84,14 @@ class Reusing:
                 self._listed.add(unit)
                 for number, block in enumerate(cut(self._suite, all_cases(self._run, self._suite, unit))):
                     for batch in block:
-                        self._places.setdefault(self._key(batch), (unit, number, tuple(case.id for case in batch)))
+                        place = unit, number, tuple(case.id for case in batch)
+                        self._places.setdefault(equal_key(self._suite, batch), []).append(place)
 
-    def _key(self, batch: Sequence[Case]) -> tuple[Any, ...]:
-        """Return all that the pictures of a batch depend on. A suite without `calls` may draw each family otherwise."""
-        by_family = not hasattr(self._suite, "calls")
-        return tuple((_key(case), case.family if by_family else "") for case in batch)
+
+def equal_key(suite: Suite, batch: Sequence[Case]) -> tuple[object, ...]:
+    """Return all that the pictures of a batch depend on. A suite without `calls` may draw each family otherwise."""
+    by_family = not hasattr(suite, "calls")
+    return tuple((_key(case), case.family if by_family else "") for case in batch)
 
 
 def _key(case: Case) -> tuple[Any, ...]:

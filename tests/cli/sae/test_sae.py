@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -98,18 +99,25 @@ def test_ranks_that_ray_would_start_are_refused_before_anything_is_read(
 
 
 @pytest.mark.slow
-def test_torchrun_trains_one_sae(model_folder: Path, tmp_path: Path, ask: Callable[..., Any]) -> None:
+@pytest.mark.parametrize(("data", "latents"), [(1, 2), (2, 2)])
+def test_torchrun_trains_one_sae(
+    model_folder: Path, tmp_path: Path, ask: Callable[..., Any], data: int, latents: int
+) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a gun\na cat on grass\na dog in the sky\n")
     common = ("sae", "train", "--model", model_folder, "--site", "encoder.layers.1", "--prompts", prompts, *SMALL)
     one = ask(*common, "--out", tmp_path / "one")["card"]
-    parallel = (*common, "--out", tmp_path / "two", "--parallel", "data=1,latents=2")
-    done = torchrun("-m", "excise", *parallel, number=2)
+    parallel = (*common, "--out", tmp_path / "ranks", "--parallel", f"data={data},latents={latents}")
+    done = torchrun("-m", "excise", *parallel, number=data * latents)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("saved in") == done.stdout.count("corpus") == 1, "rank 0 reports for both"
-    two = ask("sae", "info", tmp_path / "two")["card"]
-    assert two["metrics"]["train"]["fvu"] == pytest.approx(one["metrics"]["train"]["fvu"], rel=1e-3)
-    assert two["recipe"] == one["recipe"]
+    assert done.stderr.count("saved in") == done.stdout.count("corpus") == 1, "rank 0 reports for all"
+    assert ask("sae", "info", tmp_path / "ranks")["card"]["recipe"] == one["recipe"]
+    alone, ranks = (
+        [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        for name in ("one", "ranks")
+    )
+    assert len(alone) > 1 and [line["dead"] for line in ranks] == [line["dead"] for line in alone]
+    assert [line["fvu"] for line in ranks] == pytest.approx([line["fvu"] for line in alone], rel=1e-5)
 
 
 def test_a_truncated_sae_is_refused(call: Callable[..., Any], sae_folder: Path) -> None:
