@@ -17,6 +17,7 @@ from excise.erasers.edits.blocklist import FilterEdit
 from excise.erasers.edits.gated_sae import GatedSAEEdit
 from excise.erasers.edits.guidance import ClassifierEdit, GuidanceEdit
 from excise.erasers.edits.merged_sae import MergedSAEEdit
+from excise.erasers.edits.orthogonal_sae import OrthogonalSAEEdit
 from excise.erasers.edits.projection import ProjectionEdit, ValueEdit
 from excise.erasers.edits.registry import Edit
 from excise.erasers.edits.skips import ModulationEdit
@@ -47,6 +48,7 @@ PLACES: dict[type[Edit], Place] = {
     SAEEdit: Place(module_at, language_model.put),
     GatedSAEEdit: Place(module_at, text.put),
     MergedSAEEdit: Place(module_at, text.put),
+    OrthogonalSAEEdit: Place(module_at, language_model.put),
     VectorEdit: Place(module_at, text.put),
     AffineEdit: Place(module_at, text.put),
     BlockEdit: Place(module_at, block.put),

@@ -68,6 +68,13 @@ class SNCEConfig(Settings):
         tuned=True,
     )
     score: Score = setting("snce", "Formula that ranks the neurons.", paper="snce")
+    ortho: int = setting(
+        0,
+        "OrthoEraser's projection: number of neurons of the prompts to keep, those coupled most with the edited ones, "
+        "that the edit leaves alone. It subtracts only what is orthogonal to all that they write. 0: no projection.",
+        unit="neurons",
+        most=65_536,
+    )
     margin: float = setting(
         0.02,
         "Position of the threshold between the largest code without the concept (0) and the typical one with it (1).",
