@@ -12,6 +12,7 @@ from excise.erasers.apply import block, language_model, skips, text, weights, we
 from excise.erasers.apply.conditioning import ClassifierHook, FilterHook, ProjectionHook
 from excise.erasers.apply.guidance import GuidanceHook
 from excise.erasers.apply.skips import modulated_at
+from excise.erasers.edits.block_replacement import ReplacementEdit
 from excise.erasers.edits.block_sae import BlockEdit
 from excise.erasers.edits.blocklist import FilterEdit
 from excise.erasers.edits.gated_sae import GatedSAEEdit
@@ -52,6 +53,7 @@ PLACES: dict[type[Edit], Place] = {
     VectorEdit: Place(module_at, text.put),
     AffineEdit: Place(module_at, text.put),
     BlockEdit: Place(module_at, block.put),
+    ReplacementEdit: Place(module_at, block.put),
     DirectionEdit: Place(attention_at, block.put),
     GatedDirectionEdit: Place(attention_at, block.put),
     ValueEdit: Place(layer_at, block.put),

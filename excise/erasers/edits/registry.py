@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from excise.erasers.edits.block_replacement import ReplacementEdit
 from excise.erasers.edits.block_sae import BlockEdit
 from excise.erasers.edits.blocklist import FilterEdit
 from excise.erasers.edits.gated_sae import GatedSAEEdit
@@ -39,6 +40,7 @@ KINDS: dict[str, type[Edit]] = {
         VectorEdit,
         AffineEdit,
         BlockEdit,
+        ReplacementEdit,
         DirectionEdit,
         GatedDirectionEdit,
         WeightEdit,
