@@ -43,8 +43,8 @@ class Supervision(_Json):
     together like all present ones."""
     pooling: Pooling = "mean"
     """A latent's activity in a sample: its mean over the sample's vectors (the paper's, of patches), its maximum (for
-    text, where a concept is one word of many), or that in each vector by itself, all of which then have the sample's
-    labels (G-SAE)."""
+    text, where a concept is one word of many), or that in each vector by itself, as if it had the sample's labels
+    (G-SAE)."""
     check_every: int = 100
     """Steps between two checks of the validation samples."""
     patience: int = 10

@@ -37,8 +37,8 @@ PRESETS: Mapping[str, Callable[[int], dict[str, Any]]] = {
     },
 }
 """Settings of `Labels` by the name of a loss, given the number of concepts. G-SAE (Härle et al., Measuring and Guiding
-Monosemanticity, 2025, arXiv:2506.19382; its code, MIT, sums binary cross-entropy over the concepts in each vector, with
-weight 1 beside the reconstruction): L_CA is a mean over them, so β is their number."""
+Monosemanticity, 2025, arXiv:2506.19382; its code is MIT) adds to the reconstruction, with weight 1, binary
+cross-entropy summed over the concepts in each vector. L_CA is a mean over them, so β is their number."""
 FIRST_SEED = 100_000
 """Seed of the first picture. Benchmarks start at 0, so the seeds do not overlap."""
 

@@ -51,8 +51,8 @@ def replacements(x: Tensor, detected: Tensor, drawn: Tensor) -> Tensor:
 class ReplacementEdit(BlockEdit):
     """A `BlockEdit` that replaces the patches in which a neuron is above its gate, and leaves codes alone.
 
-    Detected patches are h_p ← h_q, where q is drawn among the picture's patches that were not detected, anew at each
-    step. Draws depend on `seed`, the step and the number of patches alone, so a picture is the same in any batch, on
+    Detected patches are h_p ← h_q, where q is drawn at every step among the picture's patches that were not detected.
+    Draws depend on `seed`, the step and the number of patches alone, so a picture is the same in any batch, on
     any device. Where more than the share `most` is detected, the SAE's b_pre takes their place: the others are too few
     to say what the picture is without the concept. Levels, γ and `compat` have no meaning here.
 

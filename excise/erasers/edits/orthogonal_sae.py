@@ -68,7 +68,7 @@ class OrthogonalSAEEdit(SAEEdit):
         for neuron, share in zip(indices, made.left(raw.W_dec), strict=True):
             if share < LEAST_LEFT:
                 raise ExciseError(
-                    f"nothing is left of what neuron {neuron} writes beside {len(coupled)} others; lower ortho"
+                    f"what neuron {neuron} writes lies within what {len(coupled)} coupled ones do; lower ortho"
                 )
         return made
 

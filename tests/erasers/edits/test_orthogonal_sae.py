@@ -125,5 +125,5 @@ def test_a_neuron_that_is_not_there_or_leaves_nothing_is_refused(sae: TopKSAE) -
         edited(sae, (20,))
     with torch.no_grad():
         sae.W_dec[3] = -2 * sae.W_dec[7]
-    with pytest.raises(ExciseError, match="nothing is left of what neuron 7 writes beside 3 others; lower ortho"):
+    with pytest.raises(ExciseError, match="what neuron 7 writes lies within what 3 coupled ones do; lower ortho"):
         edited(sae)
