@@ -16,6 +16,7 @@ from excise.erasers.artefact.files import CARD, SIGNATURE
 from excise.erasers.artefact.record import Artefact
 from excise.erasers.artefact.verdict import in_words
 from excise.erasers.edits.base import Tensors
+from excise.erasers.edits.block_replacement import ReplacementEdit
 from excise.erasers.edits.block_sae import BlockEdit
 from excise.erasers.edits.text_sae import SAEEdit
 from excise.files import read_file, sha256
@@ -79,10 +80,15 @@ _TEXT = "only on text, in the text encoder"
 def _changes(eraser: Artefact) -> list[str]:
     """Describe the changes of the model, by kind of edit."""
     changes = []
-    for where, kind in (("its text encoder's states", SAEEdit), ("a block of its denoiser", BlockEdit)):
-        if count := sum(len(edit.neurons) for edit in eraser.edits if isinstance(edit, kind)):
-            neurons = "one neuron" if count == 1 else f"{count} neurons"
-            changes.append(f"by turning down {neurons} of a sparse autoencoder on {where}")
+    sae = "a sparse autoencoder on"
+    for way, kind, other in (
+        (f"turning down {{}} of {sae} its text encoder's states", SAEEdit, ()),
+        (f"turning down {{}} of {sae} a block of its denoiser", BlockEdit, ReplacementEdit),
+        (f"replacing patches that are found by {{}} of {sae} a block of its denoiser", ReplacementEdit, ()),
+    ):
+        own = [edit for edit in eraser.edits if isinstance(edit, kind) and not isinstance(edit, other)]
+        if count := sum(len(edit.neurons) for edit in own):
+            changes.append("by " + way.format("one neuron" if count == 1 else f"{count} neurons"))
     others = Counter(edit.description for edit in eraser.edits if isinstance(edit, Tensors))
     changes += [f"by {description.format(count=count)}" for description, count in others.items()]
     return changes

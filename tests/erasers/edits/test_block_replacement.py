@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from excise.erasers import Eraser, made_for, verify
+from excise.erasers.artefact.hub import card
 from excise.erasers.edits.base import StepInfo
 from excise.erasers.edits.block_replacement import ReplacementEdit, draws, replacements
 from excise.erasers.gates import attacking
@@ -185,6 +186,7 @@ def test_an_attached_eraser_draws_the_same_again_and_a_detached_one_leaves_no_tr
     with other.attach(tiny_pipe):
         assert not np.array_equal(draw(tiny_pipe), edited)
     assert other.digest != eraser.digest
+    assert "by replacing patches that are found by 2 neurons of a sparse autoencoder on a block" in card(whole)
     whole.save(tmp_path / "gun")
     again = Eraser.load(tmp_path / "gun")
     assert again.digest == whole.digest and again.edits[0].seed == 7  # type: ignore[union-attr]
