@@ -188,7 +188,7 @@ MUTANTS = [
         "tests/erasers/edits/test_block_replacement.py",
         ("(seed + step) %", "seed %"),
         ("free = (~detected).sum", "free = detected.sum"),
-        ("detected.int().argsort(1, stable=True)", "(~detected).int().argsort(1, stable=True)"),
+        ("detected.int().argsort(dim=1, stable=True)", "(~detected).int().argsort(dim=1, stable=True)"),
         (".long().clamp(max=count - 1)", ".round().long().clamp(max=count - 1)"),
         ("detected = (level > bound)[..., 0]", "detected = (level >= 0)[..., 0]"),
         ("(z - gate).argmax(-1, keepdim=True)", "(z - gate).argmin(-1, keepdim=True)"),

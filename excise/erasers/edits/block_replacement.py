@@ -41,7 +41,7 @@ def replacements(x: Tensor, detected: Tensor, drawn: Tensor) -> Tensor:
             picture without any, it takes one of all.
     """
     free = (~detected).sum(1, keepdim=True)
-    order = detected.int().argsort(1, stable=True)  # patches without a detection come first
+    order = detected.int().argsort(dim=1, stable=True)  # patches without a detection come first
     count = torch.where(free > 0, free, torch.full_like(free, detected.shape[1]))
     pick = (drawn.to(count.device) * count).long().clamp(max=count - 1)
     return x.gather(1, order.gather(1, pick)[..., None].expand_as(x))

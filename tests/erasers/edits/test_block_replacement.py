@@ -63,7 +63,7 @@ def by_hand(edit: ReplacementEdit, sae: TopKSAE, x: Tensor, step: int, strength:
         detected = []
         for p in range(x.shape[1]):
             for column, i in enumerate(edit.neurons):
-                pre = float((x[b, p].double() - sae.b_pre.double()) @ sae.W_enc[i].double() + sae.b_enc[i].double())
+                pre = ((x[b, p].double() - sae.b_pre.double()) @ sae.W_enc[i].double() + sae.b_enc[i].double()).item()
                 z = pre if pre > max(0.0, float(edit.cut[step, column])) else 0.0
                 if z > float(edit.gate[step, column]):
                     detected.append(p)

@@ -72,7 +72,7 @@ def test_what_is_subtracted_is_the_papers_and_no_code_of_a_kept_direction_moves(
         for t in range(5):
             wanted = torch.zeros(12)
             for i in (1, 7):
-                z = max(0.0, float((h[b, t] - sae.b_pre) @ sae.W_enc[i] + sae.b_enc[i]))
+                z = max(0.0, ((h[b, t] - sae.b_pre) @ sae.W_enc[i] + sae.b_enc[i]).item())
                 wanted += 0.8 * 1.5 * z * by_elimination(sae.W_dec[i].detach(), sae.W_dec.detach()[list(KEPT)])
             torch.testing.assert_close(delta[b, t], wanted, atol=1e-5, rtol=1e-5)
     assert torch.equal(edit.codes(h), plain.codes(h)), "the gate stays as it is"
