@@ -245,7 +245,7 @@ def _supervision(
     concepts: Sequence[str], groups: Sequence[int], latents: Sequence[int], how: Labels, pooling: Pooling
 ) -> Supervision:
     """Return the supervision that `how` describes, with `pooling` as its default."""
-    weights = {"beta": how.beta, "eta": how.eta, "l1": how.l1}
+    weights: dict[str, Any] = {"beta": how.beta, "eta": how.eta, "l1": how.l1}
     own = how.pooling or pooling
     return Supervision(tuple(concepts), tuple(groups), tuple(latents), **weights, negatives=how.negatives, pooling=own)
 

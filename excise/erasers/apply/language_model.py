@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 def refuse_unfit(eraser: Artefact) -> None:
     """Raise WrongModel if an edit does not work on a text that grows."""
     for edit in eraser.edits:
-        if type(edit) not in (SAEEdit, OrthogonalSAEEdit):
+        if not isinstance(edit, SAEEdit) or type(edit) not in (SAEEdit, OrthogonalSAEEdit):
             raise WrongModel(f"eraser {eraser.name!r} was not made for a language model; make one with snce")
         if edit.source == "concept":
             raise WrongModel('a language model\'s prompts vary in length; fit the eraser with source="prompt"')
