@@ -74,21 +74,18 @@ def push_folder(folder: Path, repo_id: str, **options: Any) -> tuple[Artefact, s
     return eraser, push(eraser, repo_id, also=also, **options)
 
 
-_TEXT = "only on text, in the text encoder"
+_TEXT, _FOUND = "only on text, in the text encoder", "replacing patches that are found by"
 
 
 def _changes(eraser: Artefact) -> list[str]:
     """Describe the changes of the model, by kind of edit."""
     changes = []
-    sae = "a sparse autoencoder on"
-    for way, kind, other in (
-        (f"turning down {{}} of {sae} its text encoder's states", SAEEdit, ()),
-        (f"turning down {{}} of {sae} a block of its denoiser", BlockEdit, ReplacementEdit),
-        (f"replacing patches that are found by {{}} of {sae} a block of its denoiser", ReplacementEdit, ()),
-    ):
-        own = [edit for edit in eraser.edits if isinstance(edit, kind) and not isinstance(edit, other)]
+    where = {SAEEdit: "its text encoder's states", BlockEdit: "a block of its denoiser"}
+    for kind, how in ((SAEEdit, "turning down"), (BlockEdit, "turning down"), (BlockEdit, _FOUND)):
+        own = [e for e in eraser.edits if isinstance(e, kind) and isinstance(e, ReplacementEdit) is (how == _FOUND)]
         if count := sum(len(edit.neurons) for edit in own):
-            changes.append("by " + way.format("one neuron" if count == 1 else f"{count} neurons"))
+            neurons = "one neuron" if count == 1 else f"{count} neurons"
+            changes.append(f"by {how} {neurons} of a sparse autoencoder on {where[kind]}")
     others = Counter(edit.description for edit in eraser.edits if isinstance(edit, Tensors))
     changes += [f"by {description.format(count=count)}" for description, count in others.items()]
     return changes
