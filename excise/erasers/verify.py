@@ -17,6 +17,7 @@ from excise.erasers.artefact.pins import check_pins
 from excise.erasers.artefact.signing import Signer, check_signature
 from excise.erasers.attachment import Attachment
 from excise.erasers.edits.merged_sae import parts_of
+from excise.erasers.edits.orthogonal_sae import OrthogonalSAEEdit
 from excise.erasers.edits.sae_rows import Rows, altered_rows, sae_digest
 from excise.erasers.eraser import Eraser, StrPath
 from excise.erasers.guard.coverage import absent_from
@@ -148,6 +149,8 @@ def compared_rows(eraser: Eraser, saes: dict[str, TopKSAE], passes: Any) -> list
     missing = [edit.site.key for edit in edits if edit not in at_hand]
     absent = [f"not compared, since the SAE of {', '.join(missing)} was not at hand (sae=, --sae)"] if missing else []
     same = f"the rows of {len(at_hand)} of {len(edits)} edits are their SAE's, bit for bit"
+    if any(isinstance(edit, OrthogonalSAEEdit) for edit in at_hand):
+        same += ", and projected directions what they give"
     passes("rows", same_rows, "; ".join([*([same] if at_hand else []), *absent]))
     return [f"that the rows of {', '.join(missing)} are an SAE's"] if missing else []
 

@@ -19,7 +19,7 @@ from excise.sae.config import _Json, _number
 from excise.sae.parallel import ALONE, Mesh
 
 Negatives = Literal["none", "assigned", "balanced"]
-Pooling = Literal["mean", "max"]
+Pooling = Literal["mean", "max", "each"]
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,9 @@ class Supervision(_Json):
     latents down, each as strongly as it pushes up those of present concepts. "balanced" weights all absent ones
     together like all present ones."""
     pooling: Pooling = "mean"
-    """A latent's activity in a sample: its mean over the sample's vectors (the paper's, of patches), or its maximum
-    (for text, where a concept is one word of many)."""
+    """A latent's activity in a sample: its mean over the sample's vectors (the paper's, of patches), its maximum (for
+    text, where a concept is one word of many), or that in each vector by itself, as if it had the sample's labels
+    (G-SAE)."""
     check_every: int = 100
     """Steps between two checks of the validation samples."""
     patience: int = 10
@@ -61,7 +62,7 @@ class Supervision(_Json):
         if len(set(self.concepts)) < len(self.concepts) or len(set(self.assigned)) < len(self.assigned):
             raise ExciseError("two concepts have the same name or the same latent; give each its own")
         if self.negatives not in get_args(Negatives) or self.pooling not in get_args(Pooling):
-            raise ExciseError('negatives is "none", "assigned" or "balanced", pooling "mean" or "max"')
+            raise ExciseError('negatives is "none", "assigned" or "balanced", pooling "mean", "max" or "each"')
 
     def check_labels(self, labels: Tensor, m: int) -> None:
         """Raise ExciseError if no label in [n, C] shows a concept, or a latent's index is not below m."""
@@ -91,6 +92,8 @@ def terms(own: Tensor, codes: Tensor, labels: Tensor, supervision: Supervision, 
     pass all pre-activations after ReLU for every latent's. Where ranks divide a batch's samples, L_CA and L_DC are
     those of the whole batch, as neither is a sum over samples.
     """
+    if supervision.pooling == "each":
+        labels = labels.repeat_interleave(own.shape[1], 0)
     v = mesh.joined(activity(own, supervision.pooling))
     logits = v if supervision.negatives == "none" else mesh.joined(pooled(own, supervision.pooling))
     labels = mesh.joined(labels.to(v.dtype)).bool()
@@ -102,12 +105,14 @@ def terms(own: Tensor, codes: Tensor, labels: Tensor, supervision: Supervision, 
 
 
 def activity(own: Tensor, pooling: Pooling = "mean") -> Tensor:
-    """Return v `[B, C]`, each concept's latent after ReLU, pooled over a sample's vectors, from `[B, N, C]`."""
+    """Return v, each concept's latent after ReLU, `pooled` over a sample's vectors, from `[B, N, C]`."""
     return pooled(own.relu(), pooling)
 
 
 def pooled(own: Tensor, pooling: Pooling) -> Tensor:
-    """Return the mean or maximum `[B, C]` over a sample's vectors of `[B, N, C]`."""
+    """Return the mean or maximum `[B, C]` over a sample's vectors of `[B, N, C]`, or with "each" all `[B N, C]`."""
+    if pooling == "each":
+        return own.flatten(0, 1)
     return own.mean(1) if pooling == "mean" else own.amax(1)
 
 

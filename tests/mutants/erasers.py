@@ -172,6 +172,32 @@ MUTANTS = [
         ("delta.square().sum(-1).mean(1)", "delta.square().sum(-1).sum(1)"),
     ),
     *of(
+        "excise/erasers/edits/orthogonal_sae.py",
+        "tests/erasers/edits/test_orthogonal_sae.py",
+        ("exact - exact @ projection(kept.double())", "exact + exact @ projection(kept.double())"),
+        ("exact - exact @ projection(kept.double())", "exact @ projection(kept.double())"),
+        ("if share < LEAST_LEFT:", "if share < 0:"),
+        ("ROUNDING = 1e-5", "ROUNDING = 1e-2"),
+        ("ROUNDING = 1e-5", "ROUNDING = 0.0"),
+        ("sae.W_dec[coupled].detach()", "sae.W_enc[coupled].detach()"),
+        ("self.W_dec.norm(dim=1) / rows.norm(dim=1)", "rows.norm(dim=1) / self.W_dec.norm(dim=1)"),
+        ("if max(self.coupled) >= len(W_dec):", "if max(self.coupled) > len(W_dec):"),
+    ),
+    *of(
+        "excise/erasers/edits/block_replacement.py",
+        "tests/erasers/edits/test_block_replacement.py",
+        ("(seed + step) %", "seed %"),
+        ("free = (~detected).sum", "free = detected.sum"),
+        ("detected.int().argsort(dim=1, stable=True)", "(~detected).int().argsort(dim=1, stable=True)"),
+        (".long().clamp(max=count - 1)", ".round().long().clamp(max=count - 1)"),
+        ("detected = (level > bound)[..., 0]", "detected = (level >= 0)[..., 0]"),
+        ("(z - gate).argmax(-1, keepdim=True)", "(z - gate).argmin(-1, keepdim=True)"),
+        ("mean(1) > self.most", "mean(1) >= self.most"),
+        ("mean(1) > self.most", "mean(1) > 1"),
+        ("strength * (patches - others)", "strength * (others - patches)"),
+        (".clamp(max=_HIGHEST)", ".clamp(max=0.0)"),
+    ),
+    *of(
         "excise/erasers/edits/block_sae.py",
         "tests/erasers/edits/test_block_sae.py::test_the_edit_is_the_papers_formula"
         " tests/erasers/edits/test_block_sae.py::test_a_neuron_is_left_alone_at_a_step_whose_gate_is_infinite"

@@ -135,6 +135,17 @@ MUTANTS = [
          "[pair.deconcept for pair in spread], config, config.seed)"),
     ),
     *of(
+        "excise/methods/sae/coupling.py",
+        "tests/methods/sae/test_coupling.py",
+        ("mean * (unit @ unit[list(neurons)].T).abs().amax(1)", "mean * (unit @ unit[list(neurons)].T).amax(1)"),
+        ("mean * (unit @ unit[list(neurons)].T).abs().amax(1)", "mean * (unit @ unit[list(neurons)].T).abs().mean(1)"),
+        ("mean * (unit @ unit[list(neurons)].T).abs().amax(1)", "(unit @ unit[list(neurons)].T).abs().amax(1)"),
+        ("torch.where(codes.scored[..., None], codes.values.double(), 0.0)", "codes.values.double()"),
+        ("    found[list(neurons)] = 0\n", ""),
+        ("argsort(descending=True, stable=True)", "argsort(descending=False, stable=True)"),
+        ("if found[i] > 0]", "]"),
+    ),
+    *of(
         "excise/methods/sae/saeuron.py",
         "tests/methods/sae/test_block_levels.py::test_saeuron_edits_at_each_step_what_scores_there",
         ("torch.where(chosen[:, neurons], edit.gate, torch.inf)", "edit.gate"),

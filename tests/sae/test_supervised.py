@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from excise.app.training.labelled import PRESETS
 from excise.errors import ExciseError
 from excise.sae.supervised import Supervision, activity, concept_association, decorrelation, pooled, terms
 
@@ -90,6 +91,24 @@ def test_latents_that_never_change_have_a_clean_gradient() -> None:
 def test_a_batch_without_any_concept_teaches_nothing(batch: dict[str, Any]) -> None:
     nothing = torch.zeros(12, 4, dtype=torch.bool)
     assert float(concept_association(torch.rand(12, 4), nothing)) == 0
+
+
+def test_g_sae_s_loss_is_cross_entropy_summed_over_concepts_in_each_vector(batch: dict[str, Any]) -> None:
+    """With its preset: no other term, and no L1, although codes are given."""
+    settings = PRESETS["g-sae"](4)
+    pre, losses = batch["preactivations"], []
+    for sample, labels in zip(pre.tolist(), batch["labels"].tolist(), strict=True):
+        for vector in sample:
+            own = [vector[i] for i in batch["assigned"].tolist()]
+            losses.append(
+                sum(
+                    -math.log(sigmoid(value) if present else 1 - sigmoid(value))
+                    for value, present in zip(own, labels, strict=True)
+                )
+            )
+    made = terms(pre[..., batch["assigned"]], pre.relu(), batch["labels"], supervised(**settings))
+    assert float(made.total) == pytest.approx(fmean(losses), rel=1e-9)
+    assert PRESETS["saemnesia"](4) == {}
 
 
 def test_a_maximum_instead_of_a_mean(batch: dict[str, Any]) -> None:

@@ -26,6 +26,19 @@ BLOCK = TrainConfig(expansion=8, k=16, lr=2e-3, batch=2048, tokens=6_000_000, de
 """Training settings of the bundled SAEs of the denoiser."""
 CAPTIONS, TEXT_CAPTIONS, CAPTIONS_SEED = 1600, 8000, 7
 """Number of captions for SAEs of the denoiser and of the text encoder, and their seed."""
+PRESETS: Mapping[str, Callable[[int], dict[str, Any]]] = {
+    "saemnesia": lambda concepts: {},
+    "g-sae": lambda concepts: {
+        "negatives": "assigned",
+        "pooling": "each",
+        "beta": float(concepts),
+        "eta": 0.0,
+        "l1": 0.0,
+    },
+}
+"""Settings of `Labels` by the name of a loss, given the number of concepts. G-SAE (Härle et al., Measuring and Guiding
+Monosemanticity, 2025, arXiv:2506.19382; its code is MIT) adds to the reconstruction, with weight 1, binary
+cross-entropy summed over the concepts in each vector. L_CA is a mean over them, so β is their number."""
 FIRST_SEED = 100_000
 """Seed of the first picture. Benchmarks start at 0, so the seeds do not overlap."""
 
@@ -79,21 +92,29 @@ def labels_of(
     recipe: str | None,
     count: int,
     *,
-    negatives: str,
-    beta: float,
-    start: str,
+    preset: str = "saemnesia",
+    negatives: str | None = None,
+    beta: float | None = None,
+    start: str = "",
     unsupervised: bool = False,
 ) -> tuple[list[Labelled], Labels]:
     """Return labelled prompts and how to use the labels, from a file or as `count` captions of the recipe.
 
+    `negatives` and `beta` take precedence over those of the `preset`.
+
     Raises:
-        ExciseError: Not exactly one of file and recipe is given, the recipe is unknown, or as `labelled_prompts`.
+        ExciseError: Not exactly one of file and recipe is given, the recipe or preset is unknown, or as
+            `labelled_prompts`.
     """
+    if preset not in PRESETS:
+        raise ExciseError(f"there is no preset {preset!r}; there is {' and '.join(PRESETS)}")
     if (path is None) == (recipe is None) or recipe not in (None, "reference"):
         raise ExciseError("give either --prompts FILE or --recipe reference")
     names = tuple(columns or ())
     rows, groups = labelled_captions(names, count) if path is None else labelled_prompts(path, names, column)
-    return rows, Labels(bool(groups) and not unsupervised, groups, negatives=negatives, beta=beta, start=start)  # type: ignore[arg-type]
+    settings = PRESETS[preset](sum(map(len, groups)))
+    settings |= {name: own for name, own in (("negatives", negatives), ("beta", beta)) if own is not None}
+    return rows, Labels(bool(groups) and not unsupervised, groups, start=start, **settings)
 
 
 def english() -> list[str]:

@@ -39,7 +39,9 @@ class Labels:
     """See `excise.sae.Supervision`. By default the mean over a picture's patches, or the maximum over a prompt's
     states."""
     beta: float = 3.0
-    """See `excise.sae.Supervision`."""
+    eta: float = 0.1
+    l1: float = 0.01
+    """Weights of the terms. See `excise.sae.Supervision`."""
     start: str = ""
     """Folder of an SAE to fine-tune; if empty, train from scratch."""
     validation: float = 0.1
@@ -243,8 +245,9 @@ def _supervision(
     concepts: Sequence[str], groups: Sequence[int], latents: Sequence[int], how: Labels, pooling: Pooling
 ) -> Supervision:
     """Return the supervision that `how` describes, with `pooling` as its default."""
-    latents, pooling = tuple(latents), how.pooling or pooling
-    return Supervision(tuple(concepts), tuple(groups), latents, beta=how.beta, negatives=how.negatives, pooling=pooling)
+    weights: dict[str, Any] = {"beta": how.beta, "eta": how.eta, "l1": how.l1}
+    own = how.pooling or pooling
+    return Supervision(tuple(concepts), tuple(groups), tuple(latents), **weights, negatives=how.negatives, pooling=own)
 
 
 def _split(shards: BlockShards, share: float) -> tuple[range, range]:

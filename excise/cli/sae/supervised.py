@@ -52,15 +52,31 @@ Recipe = Annotated[
     typer.Option("--recipe", help="reference: use the bundled model's captions, labelled by object and style."),
 ]
 Start = Annotated[Path | None, typer.Option("--start", help="SAE to fine-tune. Default: train from scratch.")]
-Negatives = Annotated[
+Preset = Annotated[
     str,
     typer.Option(
-        "--negatives",
-        help="Loss on neurons of labels that a prompt lacks: none (the paper's formula), assigned (they should be "
-        "silent), or balanced (the same, weighing as much as all the labels it has).",
+        "--preset",
+        help="Loss on the labels: saemnesia, or g-sae (binary cross-entropy in each vector, no other term). Other "
+        "options take precedence.",
     ),
 ]
-Beta = Annotated[float, typer.Option("--beta", help="Weight of the supervised terms.", **bounds.WEIGHT)]
+Negatives = Annotated[
+    str | None,
+    typer.Option(
+        "--negatives",
+        help="Loss on neurons of labels that a prompt lacks: none (SAEmnesia's formula), assigned (they should be "
+        "silent), or balanced (the same, weighing as much as all the labels it has). Default: the preset's, none or "
+        "assigned.",
+    ),
+]
+Beta = Annotated[
+    float | None,
+    typer.Option(
+        "--beta",
+        help="Weight of the supervised terms. Default: the preset's, 3 or the number of labels.",
+        **bounds.WEIGHT,
+    ),
+]
 Activation = Annotated[str | None, typer.Option("--activation", help="Activation in training: topk or batchtopk.")]
 
 
@@ -76,8 +92,9 @@ def train_block(
     label: Label = None,
     recipe: Recipe = None,
     start: Start = None,
-    negatives: Negatives = "none",
-    beta: Beta = 3.0,
+    preset: Preset = "saemnesia",
+    negatives: Negatives = None,
+    beta: Beta = None,
     unsupervised: Annotated[
         bool, typer.Option("--unsupervised", help="Store the labels with the features, but train without them.")
     ] = False,
@@ -125,7 +142,7 @@ def train_block(
     if block is None and model is not None:
         raise ExciseError("--model needs --block, a block of its denoiser, such as up_blocks.1.attentions.1")
     asked = {"expansion": expansion, "k": k, "lr": lr, "batch": batch, "tokens": tokens, "activation": activation}
-    supervision: dict[str, Any] = {"negatives": negatives, "beta": beta, "start": str(start or "")}
+    supervision: dict[str, Any] = {"preset": preset, "negatives": negatives, "beta": beta, "start": str(start or "")}
     rows, how = labels_of(prompts, column, label, recipe, CAPTIONS, **supervision, unsupervised=unsupervised)
     config = replace(BLOCK, seed=seed, **chosen(asked))
     device = local_device(device)
@@ -157,8 +174,9 @@ def train_text(
     label: Label = None,
     recipe: Recipe = None,
     start: Start = None,
-    negatives: Negatives = "none",
-    beta: Beta = 3.0,
+    preset: Preset = "saemnesia",
+    negatives: Negatives = None,
+    beta: Beta = None,
     model: Model = None,
     site: SiteOption = None,
     tokens: Tokens = None,
@@ -193,7 +211,7 @@ def train_text(
     if not label:
         raise ExciseError("name a column of labels with --label; `excise sae train` trains without labels")
     asked = {"expansion": expansion, "k": k, "lr": lr, "batch": batch, "tokens": tokens, "activation": activation}
-    supervision: dict[str, Any] = {"negatives": negatives, "beta": beta, "start": str(start or "")}
+    supervision: dict[str, Any] = {"preset": preset, "negatives": negatives, "beta": beta, "start": str(start or "")}
     rows, how = labels_of(prompts, column, label, recipe, TEXT_CAPTIONS, **supervision)
     config = replace(BUNDLED, seed=seed, **chosen(asked))
     device = local_device(device)

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from excise.erasers.apply import text
 from excise.erasers.apply.text import TextHook
+from excise.erasers.edits.orthogonal_sae import OrthogonalSAEEdit
 from excise.erasers.edits.text_sae import SAEEdit
 from excise.erasers.hooks.context import CALL, is_muted
 from excise.erasers.hooks.edit_hook import EditHook, Edits, did_not_run
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 def refuse_unfit(eraser: Artefact) -> None:
     """Raise WrongModel if an edit does not work on a text that grows."""
     for edit in eraser.edits:
-        if type(edit) is not SAEEdit:
+        if not isinstance(edit, SAEEdit) or type(edit) not in (SAEEdit, OrthogonalSAEEdit):
             raise WrongModel(f"eraser {eraser.name!r} was not made for a language model; make one with snce")
         if edit.source == "concept":
             raise WrongModel('a language model\'s prompts vary in length; fit the eraser with source="prompt"')

@@ -12,11 +12,13 @@ from excise.erasers.apply import block, language_model, skips, text, weights, we
 from excise.erasers.apply.conditioning import ClassifierHook, FilterHook, ProjectionHook
 from excise.erasers.apply.guidance import GuidanceHook
 from excise.erasers.apply.skips import modulated_at
+from excise.erasers.edits.block_replacement import ReplacementEdit
 from excise.erasers.edits.block_sae import BlockEdit
 from excise.erasers.edits.blocklist import FilterEdit
 from excise.erasers.edits.gated_sae import GatedSAEEdit
 from excise.erasers.edits.guidance import ClassifierEdit, GuidanceEdit
 from excise.erasers.edits.merged_sae import MergedSAEEdit
+from excise.erasers.edits.orthogonal_sae import OrthogonalSAEEdit
 from excise.erasers.edits.projection import ProjectionEdit, ValueEdit
 from excise.erasers.edits.registry import Edit
 from excise.erasers.edits.skips import ModulationEdit
@@ -47,9 +49,11 @@ PLACES: dict[type[Edit], Place] = {
     SAEEdit: Place(module_at, language_model.put),
     GatedSAEEdit: Place(module_at, text.put),
     MergedSAEEdit: Place(module_at, text.put),
+    OrthogonalSAEEdit: Place(module_at, language_model.put),
     VectorEdit: Place(module_at, text.put),
     AffineEdit: Place(module_at, text.put),
     BlockEdit: Place(module_at, block.put),
+    ReplacementEdit: Place(module_at, block.put),
     DirectionEdit: Place(attention_at, block.put),
     GatedDirectionEdit: Place(attention_at, block.put),
     ValueEdit: Place(layer_at, block.put),

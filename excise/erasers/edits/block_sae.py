@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ from excise.erasers.edits.text_sae import threshold_codes
 from excise.erasers.gates import surrogate
 from excise.errors import ExciseError, InvalidSetting
 from excise.sites.site import DENOISERS, Site
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 TABLES = ("level", "gate", "cut")
 BLOCK_TENSORS = (*ROWS, "timesteps", *TABLES)
@@ -161,7 +164,7 @@ class BlockEdit(Rows):
         return {name: getattr(self, name) for name in BLOCK_TENSORS}
 
     @classmethod
-    def restored(cls, site: Site, saved: dict[str, Any], take: Callable[[str], Tensor]) -> BlockEdit:
+    def restored(cls, site: Site, saved: dict[str, Any], take: Callable[[str], Tensor]) -> Self:
         """Restore an edit from its `saved` options. `take` returns its tensors by name."""
         return cls(site, **{**saved, **{name: take(name) for name in BLOCK_TENSORS}})
 
@@ -261,14 +264,17 @@ class BlockEdit(Rows):
             return None
         latch = None if opened is None else lambda mask: opened.across(mask, step)
         with torch.autocast(x.device.type, enabled=False):
-            z = self.read(x, steps, sae, latch)
-            level, gate = (rows_at(table, steps)[:, None].to(z) for table in (self.level, self.gate))
-            turned = ablated(z, level, gate, self.gamma)
-            delta = (strength * (z - turned)) @ self.W_dec.to(z.dtype)
-            if self.compat:
-                whole = self._whole(sae)
-                made = whole.decode(whole.encode(x.to(whole.W_enc))).to(z)
-                delta = delta + strength * 2 * (x.to(z.dtype) - made)
+            return self.change(x, self.read(x, steps, sae, latch), steps, strength, sae)
+
+    def change(self, x: Tensor, z: Tensor, steps: Sequence[int], strength: float, sae: Any | None) -> Tensor:
+        """Return `delta` `[B, N, d]` of patches `x` with codes `z` `[B, N, k]`, at rows `steps` of the tables."""
+        level, gate = (rows_at(table, steps)[:, None].to(z) for table in (self.level, self.gate))
+        turned = ablated(z, level, gate, self.gamma)
+        delta = (strength * (z - turned)) @ self.W_dec.to(z.dtype)
+        if self.compat:
+            whole = self._whole(sae)
+            made = whole.decode(whole.encode(x.to(whole.W_enc))).to(z)
+            delta = delta + strength * 2 * (x.to(z.dtype) - made)
         return delta
 
     def _whole(self, sae: Any | None) -> Any:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from excise.erasers.edits.block_replacement import ReplacementEdit
 from excise.erasers.edits.block_sae import BlockEdit
 from excise.erasers.edits.blocklist import FilterEdit
 from excise.erasers.edits.gated_sae import GatedSAEEdit
 from excise.erasers.edits.guidance import ClassifierEdit, GuidanceEdit
 from excise.erasers.edits.merged_sae import MergedSAEEdit
+from excise.erasers.edits.orthogonal_sae import OrthogonalSAEEdit
 from excise.erasers.edits.projection import ProjectionEdit, ValueEdit
 from excise.erasers.edits.skips import ModulationEdit
 from excise.erasers.edits.text_sae import SAEEdit
@@ -34,9 +36,11 @@ KINDS: dict[str, type[Edit]] = {
         SAEEdit,
         GatedSAEEdit,
         MergedSAEEdit,
+        OrthogonalSAEEdit,
         VectorEdit,
         AffineEdit,
         BlockEdit,
+        ReplacementEdit,
         DirectionEdit,
         GatedDirectionEdit,
         WeightEdit,

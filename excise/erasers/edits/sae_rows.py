@@ -47,7 +47,8 @@ def _k(sae: Any) -> int:
 def altered_rows(edit: Rows, sae: Any) -> list[str]:
     """Names of an edit's tensors that are not, bit for bit, the rows of `sae` that its indices name.
 
-    An index that the SAE does not have makes all of them altered.
+    A projection of a row (`OrthogonalSAEEdit`) is computed again, and may differ by rounding. An index that the SAE
+    does not have makes all of them altered.
     """
     m, d = sae.W_enc.shape
     indices = edit.indices.cpu()
@@ -55,7 +56,7 @@ def altered_rows(edit: Rows, sae: Any) -> list[str]:
         return [*ROWS]
     rows = {name: getattr(sae, name).detach().to("cpu", torch.float32) for name in ROWS[1:]}
     wanted = {name: tensor if name == "b_pre" else tensor[indices] for name, tensor in rows.items()}
-    return [name for name, tensor in wanted.items() if not _same_bits(getattr(edit, name).cpu(), tensor)]
+    return [name for name, tensor in wanted.items() if not edit.holds(name, tensor, rows["W_dec"])]
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:
@@ -131,6 +132,10 @@ class Rows:
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors by field name, as saved."""
         return {name: getattr(self, name) for name in ROWS}
+
+    def holds(self, name: str, wanted: Tensor, W_dec: Tensor) -> bool:
+        """Whether tensor `name` is, bit for bit, the rows `wanted` of an SAE with decoder `W_dec` `[m, d]`."""
+        return _same_bits(getattr(self, name).cpu(), wanted)
 
     def to(self, device: torch.device) -> Self:
         """Return the edit with its tensors on `device`."""

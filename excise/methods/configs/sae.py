@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from excise.erasers.choices import Align, BlockGate, Gate, Source, Steps, Uncond
+from excise.erasers.choices import Align, BlockChange, BlockGate, Gate, Source, Steps, Uncond
 from excise.settings import SEEDS, Settings, setting
 
 Score = Literal["snce", "snce_per_pair", "mean_difference"]
@@ -68,6 +68,13 @@ class SNCEConfig(Settings):
         tuned=True,
     )
     score: Score = setting("snce", "Formula that ranks the neurons.", paper="snce")
+    ortho: int = setting(
+        0,
+        "OrthoEraser's projection: number of neurons of the prompts to keep, those coupled most with the edited ones, "
+        "that the edit leaves alone. It subtracts only what is orthogonal to all that they write. 0: no projection.",
+        unit="neurons",
+        most=65_536,
+    )
     margin: float = setting(
         0.02,
         "Position of the threshold between the largest code without the concept (0) and the typical one with it (1).",
@@ -136,6 +143,12 @@ class BlockConfig(Settings):
     at_other_steps: Steps = setting(
         "exact", "At a timestep that was not measured: refuse (exact), or use the nearest one's levels (nearest)."
     )
+    edit: BlockChange = setting(
+        "scale",
+        "What is done to a patch in which a neuron is louder than usual: its code is multiplied by γ times its level "
+        "(scale), or the patch is replaced by another one of the picture, drawn among those in which none is (replace, "
+        "which is PER; γ and `units` then have no effect).",
+    )
     gamma: float = setting(-1.0, "γ, the factor of a neuron that is louder than usual.", least=-1000, most=1000)
     units: Units = setting(
         "deviation",
@@ -161,7 +174,7 @@ class BlockConfig(Settings):
         24, "Pictures of the concept to measure levels on, and as many of other things.", unit="pictures", least=1
     )
     guidance: float | None = setting(None, "Guidance scale of these pictures; none: the pipeline's own.", most=100)
-    seed: int = setting(0, "Seed of the first of these pictures.", most=SEEDS - 1)
+    seed: int = setting(0, "Seed of the first of these pictures, and of the draws of edit=replace.", most=SEEDS - 1)
     batch_size: int = setting(24, "Pictures generated per batch.", unit="pictures", least=1)
 
 

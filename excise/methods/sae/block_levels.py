@@ -14,6 +14,7 @@ from torch import Tensor
 from excise.concepts import Concept
 from excise.erasers import BlockEdit, Eraser
 from excise.erasers.artefact.strength import LEAST_CARRIED
+from excise.erasers.edits.block_replacement import ReplacementEdit
 from excise.erasers.edits.sae_rows import preactivations
 from excise.erasers.hooks.context import unedited
 from excise.errors import ExciseError, InvalidSetting, WrongModel
@@ -58,10 +59,12 @@ class Levels:
 def levels(pipe: Pipeline, site: Site, sae: TopKSAE, concept: Concept, config: BlockConfig) -> Levels:
     """Generate pictures for the concept's prompts and as many for their deconcept prompts, and measure neuron levels.
 
-    Raises ExciseError if the concept has no pairs.
+    Raises ExciseError if the concept has no pairs, or the settings contradict each other.
     """
     if not concept.pairs:
         raise ExciseError(f"concept {concept.name!r} has no prompt pairs; make some with `excise pairs make`")
+    if config.edit == "replace" and config.compat:
+        raise InvalidSetting("compat is about an edit of codes; leave it out with edit=replace")
     count = config.pictures
     spread = [concept.pairs[n * len(concept.pairs) // count] for n in range(count)]
     with unedited():
@@ -144,19 +147,19 @@ def edit_of(sae: TopKSAE, site: Site, neurons: list[int], found: Levels, config:
     def table(values: Tensor) -> Tensor:
         return values.float().contiguous()
 
-    return BlockEdit.from_sae(
-        sae,
-        site,
-        neurons,
-        timesteps=found.timesteps.float(),
-        level=table(level),
-        gate=table(found.usual[:, neurons]),
-        cut=table(cut),
-        gamma=config.gamma,
-        codes=config.codes,
-        steps=config.at_other_steps,
-        compat=config.compat,
-    )
+    options: dict[str, Any] = {
+        "timesteps": found.timesteps.float(),
+        "level": table(level),
+        "gate": table(found.usual[:, neurons]),
+        "cut": table(cut),
+        "gamma": config.gamma,
+        "codes": config.codes,
+        "steps": config.at_other_steps,
+        "compat": config.compat,
+    }
+    if config.edit == "replace":
+        return ReplacementEdit.from_sae(sae, site, neurons, **options, seed=config.seed)
+    return BlockEdit.from_sae(sae, site, neurons, **options)
 
 
 def carried(codes: Tensor, W_dec: Tensor, change: Tensor) -> Tensor:

@@ -15,12 +15,14 @@ from excise.concepts import Concept
 from excise.concepts.concept import mentioned
 from excise.erasers import Eraser, SAEEdit, made_for
 from excise.erasers.artefact.strength import LEAST_CARRIED
+from excise.erasers.edits.orthogonal_sae import OrthogonalSAEEdit
 from excise.errors import ExciseError, InvalidSetting, stacklevel
 from excise.methods.base import Fitted
 from excise.methods.configs.sae import SNCEConfig
 from excise.methods.judging import Figures, prompts_by_mention, protected, with_verdict
 from excise.methods.prompt_codes import Reading, cached_codes, carried_share, concept_codes
 from excise.methods.sae.calibrate import Calibration, calibrate
+from excise.methods.sae.coupling import coupled
 from excise.methods.sae.finding import Found, acts_on, find
 from excise.methods.sae.metadata import created, measured
 from excise.pipeline import Pipeline
@@ -130,7 +132,7 @@ def _part(pipe: Pipeline, concept: Concept, config: SNCEConfig, sae: TopKSAE, fo
     if found is None:
         found = find(pipe, sae, concept, config)
     neurons = list(found.chosen(config))
-    edit = SAEEdit.from_sae(sae, found.site, neurons, gate=config.gate, lam=config.lam, uncond=config.uncond)
+    edit = _edit(sae, found, neurons, config)
 
     def read(prompts: Sequence[str]) -> Reading | None:
         return Reading.of(pipe, sae, edit, prompts, config.batch_size) if prompts else None
@@ -167,12 +169,24 @@ def _part(pipe: Pipeline, concept: Concept, config: SNCEConfig, sae: TopKSAE, fo
             edit = replace(edit, lam=config.lam / max(carried, LEAST_CARRIED))
     sides = {"concept": positives, "deconcept": without, "controls": controls, "benign": held_out}
     figures = {**measured(found, edit, levels, sides), "carried": carried}
+    if isinstance(edit, OrthogonalSAEEdit):
+        figures["left"] = edit.left(sae.W_dec.detach()[neurons].cpu())
     loudness = positives.codes(replace(edit, source="prompt", concept_codes=None)).sum((1, 2))
     judged = _figures(pipe, sae, edit, concept, config, figures, acts)
     if held_out is not None and judged.spares:
         opened = held_out.acting(edit)
         judged = replace(judged, benign=(int(opened.sum()), len(opened)))
     return _Part(edit, sae, loudness, figures, judged)
+
+
+def _edit(sae: TopKSAE, found: Found, neurons: list[int], config: SNCEConfig) -> SAEEdit:
+    """Return the edit before its calibration, with `config.ortho` of directions that spare coupled neurons."""
+    options: dict[str, Any] = {"gate": config.gate, "lam": config.lam, "uncond": config.uncond}
+    if not config.ortho:
+        return SAEEdit.from_sae(sae, found.site, neurons, **options)
+    kept = [codes for codes in (found.deconcept_codes, found.control_codes) if codes is not None]
+    others = coupled(neurons, kept, sae.W_dec, config.ortho)
+    return OrthogonalSAEEdit.from_sae(sae, found.site, neurons, coupled=others, **options)
 
 
 def _figures(

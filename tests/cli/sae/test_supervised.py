@@ -73,6 +73,20 @@ def test_text_states_with_labels(ask: Callable[..., Any], model_folder: Path, ca
     assert made["card"]["site"]["path"] == "encoder.layers.1"
 
 
+def test_a_preset_sets_the_whole_loss_and_options_take_precedence(
+    ask: Callable[..., Any], model_folder: Path, captions: Path, tmp_path: Path
+) -> None:
+    where = ("--model", model_folder, "--site", "encoder.layers.1", "--prompts", captions, "--label", "object", *SMALL)
+    wanted = {"negatives": "assigned", "pooling": "each", "beta": 3.0, "eta": 0.0, "l1": 0.0}
+    for n, (options, change) in enumerate(
+        (((), {}), (("--beta", 0.5), {"beta": 0.5}), (("--negatives", "balanced"), {"negatives": "balanced"}))
+    ):
+        out = tmp_path / f"sae{n}"
+        made = ask("sae", "train-text", "--out", out, *where, "--preset", "g-sae", *options)["card"]["supervision"]
+        assert {name: made[name] for name in wanted} == wanted | change
+        assert made["assigned"] == [0, 1, 2], "the first latents are reserved, one a concept"
+
+
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
@@ -83,6 +97,7 @@ def test_text_states_with_labels(ask: Callable[..., Any], model_folder: Path, ca
         (("--prompts", "empty.csv", "--label", "object"), "column 'object' of"),
         (("--prompts", "captions.txt", "--label", "object"), "labels need columns"),
         (("--prompts", "captions.csv", "--label", "object", "--negatives", "some"), "choose none or assigned"),
+        (("--prompts", "captions.csv", "--preset", "other"), "no preset 'other'; there is saemnesia and g-sae"),
         (("--prompts", "captions.csv", "--model", "somewhere"), "--model needs --block"),
     ],
 )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from excise.concepts import Concept, from_templates
 from excise.erasers import Eraser, SAEEdit, made_for, verify
+from excise.erasers.edits.orthogonal_sae import OrthogonalSAEEdit
 from excise.erasers.edits.text_sae import onward_codes, whole_codes
 from excise.erasers.edits.vectors import VectorEdit
 from excise.erasers.hooks.context import unedited
@@ -323,6 +324,22 @@ def test_edits_that_do_not_suit_a_growing_text_are_refused(llama: tuple[Language
     for other, message in ((fixed, 'source="prompt"'), (vectors, "make one with snce")):
         with pytest.raises(ExciseError, match=message):
             Eraser((other,), "other", "gun", (), made_for(pipe), canary=(GUN,)).attach(pipe)
+    assert residue(pipe) == []
+
+
+def test_directions_that_spare_other_neurons_suit_a_language_model_too(concept: Concept) -> None:
+    pipe = causal("llama")
+    site = site_at(pipe, PATH)
+    sae = planted(pipe, site, concept)
+    with torch.no_grad():
+        sae.b_enc[:3] += 2  # they fire in every text
+    eraser = fit(pipe, concept, replace(FAST, ortho=2), sae={site: sae})
+    (edit,) = eraser.edits
+    assert isinstance(edit, OrthogonalSAEEdit) and len(edit.coupled) == 2 and max(edit.coupled) < 3
+    before = {text: logits(pipe, text) for text in (GUN, CAT)}
+    with eraser.attach(pipe):
+        assert torch.equal(logits(pipe, CAT), before[CAT]) and not torch.equal(logits(pipe, GUN), before[GUN])
+    assert torch.equal(logits(pipe, GUN), before[GUN])
     assert residue(pipe) == []
 
 

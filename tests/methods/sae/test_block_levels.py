@@ -13,6 +13,7 @@ import torch
 
 from excise.concepts import Concept, from_templates
 from excise.erasers import BlockEdit, Eraser, verify
+from excise.erasers.edits.block_replacement import ReplacementEdit
 from excise.errors import ExciseError
 from excise.methods import METHODS, method
 from excise.methods.configs.sae import SAEmnesiaConfig, SAEuronConfig
@@ -151,6 +152,22 @@ def test_saemnesia_edits_the_neuron_that_was_assigned(
     with eraser.attach(tiny_pipe):
         assert not np.array_equal(draw(), plain)
     assert np.array_equal(draw(), plain)
+
+
+@pytest.mark.parametrize("name", ["saeuron", "saemnesia"])
+def test_patches_are_replaced_where_the_same_edit_would_scale_codes(
+    tiny_pipe: Any, folder: str, concept: Concept, name: str
+) -> None:
+    settings = {"sae": folder, **SMALL, "codes": "threshold", "seed": 5}
+    config = method(name).Config(**settings)
+    (scaled,) = method(name).fit(tiny_pipe, concept, config).edits
+    eraser = method(name).fit(tiny_pipe, concept, replace(config, edit="replace"))
+    (edit,) = eraser.edits
+    assert isinstance(edit, ReplacementEdit) and not isinstance(scaled, ReplacementEdit)
+    assert edit.seed == 5 and eraser.created["config"]["edit"] == "replace"
+    assert edit.neurons == scaled.neurons and torch.equal(edit.gate, scaled.gate) and torch.equal(edit.cut, scaled.cut)
+    with pytest.raises(ExciseError, match="compat is about an edit of codes; leave it out with edit=replace"):
+        method(name).fit(tiny_pipe, concept, replace(config, edit="replace", compat=True))
 
 
 def test_what_it_was_fitted_on_is_drawn_without_other_erasers(tiny_pipe: Any, folder: str, concept: Concept) -> None:
