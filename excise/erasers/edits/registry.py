@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from excise.erasers.edits.adapters import AdapterEdit
 from excise.erasers.edits.block_sae import BlockEdit
 from excise.erasers.edits.blocklist import FilterEdit
 from excise.erasers.edits.gated_sae import GatedSAEEdit
 from excise.erasers.edits.guidance import ClassifierEdit, GuidanceEdit
 from excise.erasers.edits.merged_sae import MergedSAEEdit
+from excise.erasers.edits.pictures import PictureEdit
 from excise.erasers.edits.projection import ProjectionEdit, ValueEdit
 from excise.erasers.edits.skips import ModulationEdit
 from excise.erasers.edits.text_sae import SAEEdit
@@ -20,8 +22,10 @@ Edit = (
     TextEdit
     | BlockEdit
     | DirectionEdit
+    | AdapterEdit
     | GuidanceEdit
     | ClassifierEdit
+    | PictureEdit
     | FilterEdit
     | ProjectionEdit
     | ValueEdit
@@ -39,10 +43,12 @@ KINDS: dict[str, type[Edit]] = {
         BlockEdit,
         DirectionEdit,
         GatedDirectionEdit,
+        AdapterEdit,
         WeightEdit,
         PromptScaledEdit,
         GuidanceEdit,
         ClassifierEdit,
+        PictureEdit,
         FilterEdit,
         ProjectionEdit,
         ValueEdit,
