@@ -32,10 +32,12 @@ def detected(pictures: Tensor, kernels: Sequence[Tensor], weights: Tensor, biase
         biases: Of the convolutions, then of the logit, in one row.
     """
     x = F.interpolate(pictures, (SIZE, SIZE), mode="area")
-    *rows, last = biases.split([*map(len, kernels), 1])
-    for kernel, bias in zip(kernels, rows, strict=True):
-        x = F.silu(F.conv2d(x, kernel, bias, stride=2, padding=1))
-    return torch.cat([x.amax((2, 3)), x.mean((2, 3))], 1) @ weights + last
+    at = 0
+    for kernel in kernels:
+        x = F.silu(F.conv2d(x, kernel, biases[at : at + len(kernel)], stride=2, padding=1))
+        at += len(kernel)
+    made: Tensor = torch.cat([x.amax((2, 3)), x.mean((2, 3))], 1) @ weights + biases[at]
+    return made
 
 
 def clean(noised: Tensor, predicted: Tensor, share: Tensor, kind: str) -> Tensor:
@@ -104,7 +106,8 @@ class PictureEdit(Tensors):
     @classmethod
     def restored(cls, site: Site, saved: dict[str, Any], take: Callable[[str], Tensor]) -> PictureEdit:
         """Restore an edit from its `saved` options. `take` returns its tensors by name."""
-        return cls(site, *map(take, cls.TENSORS), **saved)
+        first, second, third, weights, biases = map(take, cls.TENSORS)
+        return cls(site, first, second, third, weights, biases, **saved)
 
     @property
     def coefficient(self) -> tuple[str, float]:

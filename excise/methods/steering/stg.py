@@ -69,8 +69,9 @@ def fit(pipe: Pipeline, concept: Concept, config: STGConfig | None = None) -> Er
     if not shown.shape[1]:
         raise ExciseError(f"none of {config.steps} steps lies between timesteps {stop:g} and {start:g}; raise steps")
     held = torch.arange(count) % EVERY == EVERY - 1 if count >= EVERY else torch.arange(count) == count - 1
-    kernels, weights, biases = trained(*(side[~held].flatten(0, 1) for side in (shown, others)), config)
-    edit = PictureEdit(site, *kernels, weights, biases, config.threshold, config.rho, config.guidance, start, stop)
+    (first, second, third), weights, biases = trained(shown[~held].flatten(0, 1), others[~held].flatten(0, 1), config)
+    how = {"threshold": config.threshold, "rho": config.rho, "guidance": config.guidance, "start": start, "stop": stop}
+    edit = PictureEdit(site, first, second, third, weights, biases, **how)
     tested = (side[held].flatten(0, 1) for side in (shown, others))
     seen, seen_without = (len(edit.shows(pictures)) / len(pictures) for pictures in tested)
     measured = {

@@ -192,9 +192,9 @@ def outside(outputs: Sequence[Tensor], mask: Tensor) -> Tensor:
         outputs: What each layer's adapter adds, `[n, patches, d]`.
         mask: M, `[n, h, w]`: 1 where the picture attends to the word, else 0.
     """
-    total = torch.zeros((), device=mask.device)
+    total, (h, w) = torch.zeros((), device=mask.device), mask.shape[1:]
     for output in outputs:
-        size: Any = layer_size(*mask.shape[1:], output.shape[1])
+        size = layer_size(h, w, output.shape[1])
         # A patch of a coarse layer is inside if any pixel that it covers is.
         rest = 1 - F.adaptive_max_pool2d(mask[:, None], size).flatten(1)
         total = total + (output.square().mean(-1) * rest).sum() / rest.sum().clamp(min=1)
