@@ -22,7 +22,11 @@ MUTANTS = [
     ),
     *of(
         "excise/erasers/edits/pictures.py",
-        "tests/methods/steering/test_stg.py",
+        "tests/methods/steering/test_stg.py::test_the_logit_is_that_of_three_convolutions"
+        " tests/methods/steering/test_stg.py::test_a_prediction_stands_for_clean_latents"
+        " tests/methods/steering/test_stg.py::test_a_step_goes_down_the_logit_by_a_share_of_the_states_norm"
+        " tests/methods/steering/test_stg.py::test_only_some_timesteps_are_looked_at"
+        " tests/methods/steering/test_stg.py::test_pictures_are_generated_as_the_paper_says",
         ('mode="area"', 'mode="nearest"'),
         ("x = F.silu(", "x = F.relu("),
         ("[x.amax((2, 3)), x.mean((2, 3))]", "[x.mean((2, 3)), x.amax((2, 3))]"),
@@ -36,7 +40,7 @@ MUTANTS = [
     ),
     *of(
         "excise/erasers/apply/pictures.py",
-        "tests/methods/steering/test_stg.py",
+        "tests/methods/steering/test_stg.py::test_pictures_are_generated_as_the_paper_says",
         ("without + self.edit.guidance * (own - without)", "without + (own - without)"),
         ("(states[prompts].float() + moved)", "(states[prompts].float() + 0 * moved)"),
         ("predicted(proceed(self._moved(call, prompts).only(rows)))", "predicted(proceed(call.only(rows)))"),
@@ -45,7 +49,7 @@ MUTANTS = [
     ),
     *of(
         "excise/erasers/edits/adapters.py",
-        "tests/methods/trained/test_receler.py",
+        "tests/methods/trained/test_receler.py::test_an_adapter_is_two_layers_with_a_gelu_between",
         ("F.gelu(F.linear(o, down[:, :-1], down[:, -1]))",
          'F.gelu(F.linear(o, down[:, :-1], down[:, -1]), approximate="tanh")'),
         ("F.gelu(F.linear(o, down[:, :-1], down[:, -1]))", "F.gelu(F.linear(o, down[:, :-1]))"),

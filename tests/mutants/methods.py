@@ -81,7 +81,8 @@ MUTANTS = [
     ),
     *of(
         "excise/methods/steering/stg.py",
-        "tests/methods/steering/test_stg.py",
+        "tests/methods/steering/test_stg.py::test_the_detector_learns_what_the_model_draws"
+        " tests/methods/steering/test_stg.py::test_it_tells_pictures_apart",
         ("guided = without + config.guidance * (own - without)", "guided = own"),
         ("if stop < call.timestep <= start:", "if call.timestep <= start:"),
         ("torch.cat([torch.ones(config.batch), torch.zeros(config.batch)])",
@@ -207,7 +208,10 @@ MUTANTS = [
     ),
     *of(
         "excise/methods/trained/receler.py",
-        "tests/methods/trained/test_receler.py",
+        "tests/methods/trained/test_receler.py::test_the_second_term_is_the_mean_square_outside_of_the_mask"
+        " tests/methods/trained/test_receler.py::test_adapters_add_nothing_at_first"
+        " tests/methods/trained/test_receler.py::test_the_loss_is_the_paper_s"
+        " tests/methods/trained/test_receler.py::test_the_learnt_prompt_is_what_brings_the_concept_back",
         ("return F.mse_loss(made.float(), target.float()) + config.keep",
          "return F.mse_loss(made.float(), target.float()) + 0"),
         ("esd_target(with_it, without, config.eta)", "esd_target(without, with_it, config.eta)"),

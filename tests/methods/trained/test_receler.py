@@ -159,14 +159,22 @@ def test_the_second_term_is_the_mean_square_outside_of_the_mask() -> None:
     assert float(outside([fine, coarse], torch.ones(2, 4, 4))) == 0
 
 
-def test_the_loss_is_the_paper_s(tiny_pipe: Any) -> None:
+def test_the_loss_is_the_paper_s(tiny_pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     config = replace(CONFIG, eta=20.0, keep=0.7, threshold=0.5)  # a random model's predictions hardly depend on text
     task = shaken(Task(tiny_pipe, ONE, config))
-    made = task.loss(torch.Generator().manual_seed(5))
+    asked, worst = list[Tensor](), task.worst
+
+    def seen(*given: Any) -> Tensor:
+        asked.append(given[3])
+        return worst(*given)
+
+    monkeypatch.setattr(task, "worst", seen)
+    made = task.loss(torch.Generator().manual_seed(16))
     trained, unet = wrapped(tiny_pipe.unet, factors(task.student)), tiny_pipe.unet
-    generator = torch.Generator().manual_seed(5)
+    generator = torch.Generator().manual_seed(16)
     torch.randint(1, (1,), generator=generator)
     done = int(torch.randint(3, (1,), generator=generator))
+    assert done == 2
     scheduler = copy.deepcopy(tiny_pipe.scheduler)
     scheduler.set_timesteps(3)
     x = torch.randn(2, 4, 8, 8, generator=generator)
@@ -180,6 +188,8 @@ def test_the_loss_is_the_paper_s(tiny_pipe: Any) -> None:
         without, with_it = (unet(x, t, side.repeat(2, 1, 1)).sample for side in (nothing, word))
         mask = (share(unet, x, t, word, 1) >= 0.5).float()
     assert 0.1 < float(mask.mean()) < 0.9
+    apart = float((with_it - without).abs().max())
+    torch.testing.assert_close(asked[0], with_it, atol=apart / 10, rtol=0)
     prompt = attacked(trained, x, t, word, with_it, generator)
     with torch.no_grad():
         erased = trained(x, t, prompt.repeat(2, 1, 1)).sample
