@@ -46,7 +46,7 @@ def parts(bias: float = 0.0) -> tuple[Tensor, ...]:
 
 
 def edit(bias: float = 0.0, **changes: Any) -> PictureEdit:
-    saved = {"threshold": 0.5, "rho": 0.2, "guidance": 4.0, "start": 900.0, "stop": 100.0}
+    saved = {"threshold": 0.5, "rho": 0.2, "guidance": 100.0, "start": 900.0, "stop": 100.0}
     return PictureEdit(SITE, *parts(bias), **{**saved, **changes})
 
 
@@ -113,12 +113,14 @@ def generated(
             with torch.no_grad():
                 without = unet(x[n : n + 1], t, nothing).sample
             states = c[n].detach().requires_grad_()
-            guided = without + 4.0 * (unet(x[n : n + 1], t, states).sample - without)
+            own_prediction = unet(x[n : n + 1], t, states).sample
+            guided = without + own.guidance * (own_prediction - without)
             latents = (x[n : n + 1] - (1 - shares[t]).sqrt() * guided) / shares[t].sqrt()
             picture = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
             logit = own.logits(picture)[0]
             levels.append(float(logit.detach()))
             flags.append(bool(logit > 0) and 100 < int(t) <= 900)
+            guided = without + 4.0 * (own_prediction - without)
             if flags[-1]:
                 (slope,) = torch.autograd.grad(logit, states)
                 c[n] = (states - own.rho * states.norm() * slope / slope.norm()).detach()

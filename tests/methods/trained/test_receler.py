@@ -160,7 +160,10 @@ def test_the_second_term_is_the_mean_square_outside_of_the_mask() -> None:
 
 
 def test_the_loss_is_the_paper_s(tiny_pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = replace(CONFIG, eta=20.0, keep=0.7, threshold=0.5)  # a random model's predictions hardly depend on text
+    for path, layer in tiny_pipe.unet.named_modules():
+        if path.endswith(".attn2.to_v"):  # a random model's predictions hardly depend on the text
+            layer.weight.data *= 30
+    config = replace(CONFIG, eta=5.0, keep=1e-6, threshold=0.5)
     task = shaken(Task(tiny_pipe, ONE, config))
     asked, worst = list[Tensor](), task.worst
 
@@ -195,9 +198,10 @@ def test_the_loss_is_the_paper_s(tiny_pipe: Any, monkeypatch: pytest.MonkeyPatch
         erased = trained(x, t, prompt.repeat(2, 1, 1)).sample
     outputs = [module.own for module in trained.modules() if isinstance(module, Wrapped)]
     assert len(outputs) == 4
-    wanted = float(F.mse_loss(erased, without - 20 * (with_it - without))) + 0.7 * float(outside(outputs, mask))
+    erasing, own = float(F.mse_loss(erased, without - 5 * (with_it - without))), float(outside(outputs, mask))
+    wanted = erasing + 1e-6 * own
     assert float(made.detach()) == pytest.approx(wanted, rel=1e-4)
-    assert 0.7 * float(outside(outputs, mask)) > 0.01 * wanted
+    assert 0.1 * wanted < 1e-6 * own < 0.9 * wanted
 
 
 def test_the_learnt_prompt_is_what_brings_the_concept_back(tiny_pipe: Any) -> None:
