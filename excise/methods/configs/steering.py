@@ -135,7 +135,7 @@ class STGConfig(Settings):
     threshold: float = setting(
         0.5, "Probability above which a step shows the concept.", unit="probability", above=0, below=1
     )
-    rho: float = setting(0.02, "ρ, the length of a step as a share of the states'.", above=0, most=1)
+    rho: float = setting(0.05, "ρ, the length of a step as a share of the states'.", above=0, most=1)
     guidance: float = setting(7.5, "Guidance scale with which pictures are predicted.", above=1, most=100, paper=7.5)
     start: float = setting(
         900.0, "Timestep from which on pictures are looked at.", unit="of 1000", above=0, most=1000, paper=900.0

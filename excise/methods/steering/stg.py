@@ -9,7 +9,8 @@ from step to step, are from the authors' code (aailab-kaist/STG, Apache-2.0).
 Differences: the authors have NudeNet for a detector. Here it is a small convolutional network, trained on what the
 model itself draws of the concept's prompt pairs: x̂₀ of every step in that range, with the pair's side as its label. It
 is none of the judges that measure erasers. Its numbers, and the threshold of 0.5 where the authors have a confidence of
-0.01, are ours. ρ is a share of the states' norm, where the authors' 0.5 is a length.
+0.01, are ours. ρ is a share of the states' norm, where the authors' 0.5 is a length; 0.05 is from a first
+look at one tuning concept.
 """
 
 from __future__ import annotations

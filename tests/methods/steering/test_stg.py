@@ -18,6 +18,7 @@ from torch import Tensor
 from excise.concepts import Concept, Pair
 from excise.erasers import Attachment, Eraser, verify
 from excise.erasers.edits.pictures import PictureEdit, clean, detected
+from excise.erasers.loaded import steer_guidance
 from excise.errors import ExciseError
 from excise.methods import method
 from excise.methods.configs.steering import STGConfig
@@ -173,6 +174,7 @@ def test_a_picture_in_which_nothing_is_seen_keeps_every_bit(tiny_pipe: Any) -> N
     plain = draw(tiny_pipe)
     with eraser.attach(tiny_pipe) as attachment:
         assert not torch.equal(draw(tiny_pipe), plain), "the threshold is next to nothing"
+        assert steer_guidance(tiny_pipe), "attacks pass both branches"
         with pytest.raises(ExciseError, match="guidance_scale above 1"):
             draw(tiny_pipe, guidance_scale=1.0)
         (own,) = eraser.edits
