@@ -17,9 +17,10 @@ from excise.pipeline import Pipeline
 
 
 def steer_guidance(pipe: Pipeline) -> bool:
-    """Whether an active eraser changes classifier-free guidance, and needs both branches in one U-Net batch."""
+    """Whether an active eraser changes or reads classifier-free guidance, so that it needs both branches in one U-Net
+    batch."""
     active = [attachment for attachment in loaded_on(pipe).values() if attachment.active]
-    return any(edit.kind == "guidance" for attachment in active for edit in attachment.eraser.edits)
+    return any(edit.kind in ("guidance", "picture") for attachment in active for edit in attachment.eraser.edits)
 
 
 def loaded_on(pipe: Pipeline) -> dict[str, Attachment]:

@@ -268,6 +268,21 @@ METHODS: dict[str, About] = {
             "2407.12383",
         ),
     ),
+    "receler": About(
+        "trains adapters to erase the concept where it is, also from prompts learnt to bring it back",
+        "fine-tune",
+        "outputs of the U-Net's cross-attention",
+        "MIT",
+        _bibtex(
+            "huang2024receler",
+            "Receler: Reliable Concept Erasing of Text-to-Image Diffusion Models via Lightweight Erasers",
+            "Huang, Chi-Pin and Chang, Kai-Po and Tsai, Chung-Ting and Lai, Yung-Hsuan and Yang, Fu-En and "
+            "Wang, Yu-Chiang Frank",
+            "European Conference on Computer Vision (ECCV)",
+            2024,
+            "2311.17717",
+        ),
+    ),
     "sa": About(
         "trains the U-Net to generate other things for the concept's prompts, and protects the rest",
         "fine-tune",
@@ -387,6 +402,21 @@ METHODS: dict[str, About] = {
             "2312.16145",
         ),
     ),
+    "stg": About(
+        "leads text states away from the concept, step by step, while a detector sees it in the picture",
+        "inference",
+        "the text states that the U-Net reads, in pictures that a detector finds",
+        "Apache-2.0",
+        _bibtex(
+            "na2025training",
+            "Training-Free Safe Text Embedding Guidance for Text-to-Image Diffusion Models",
+            "Na, Byeonghu and Kang, Mina and Kwak, Jiseok and Park, Minsang and Shin, Jiwoo and Jun, SeJoon and "
+            "Lee, Gayoung and Kim, Jin-Hwa and Moon, Il-Chul",
+            "Advances in Neural Information Processing Systems (NeurIPS)",
+            2025,
+            "2510.24012",
+        ),
+    ),
     "uce": About(
         "gives the concept's words the keys and values of other words",
         "closed form",
@@ -422,6 +452,7 @@ MODULES = {
     "mace": "trained.mace",
     "none": "none",
     "rece": "closed_form.rece",
+    "receler": "trained.receler",
     "sa": "trained.sa",
     "saemnesia": "sae.saemnesia",
     "saemnesia-text": "sae.saemnesia_text",
@@ -432,6 +463,7 @@ MODULES = {
     "snce": "sae.snce",
     "speed": "closed_form.speed",
     "spm": "trained.spm",
+    "stg": "steering.stg",
     "uce": "closed_form.uce",
 }
 """Each method's module, below excise.methods. It is imported on first use."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         LEACEConfig,
         SAFREEConfig,
         SLDConfig,
+        STGConfig,
     )
     from excise.methods.configs.trained import (
         AdvUnlearnConfig,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
         ESDConfig,
         HiRMConfig,
         MACEConfig,
+        RecelerConfig,
         SAConfig,
         SPMConfig,
     )
@@ -79,6 +81,8 @@ def method_config(method: Literal["none"], *, preset: str | None = ..., **settin
 @overload
 def method_config(method: Literal["rece"], *, preset: str | None = ..., **settings: Any) -> RECEConfig: ...
 @overload
+def method_config(method: Literal["receler"], *, preset: str | None = ..., **settings: Any) -> RecelerConfig: ...
+@overload
 def method_config(method: Literal["sa"], *, preset: str | None = ..., **settings: Any) -> SAConfig: ...
 @overload
 def method_config(method: Literal["saemnesia"], *, preset: str | None = ..., **settings: Any) -> SAEmnesiaConfig: ...
@@ -102,6 +106,8 @@ def method_config(method: Literal["snce"], *, preset: str | None = ..., **settin
 def method_config(method: Literal["speed"], *, preset: str | None = ..., **settings: Any) -> SPEEDConfig: ...
 @overload
 def method_config(method: Literal["spm"], *, preset: str | None = ..., **settings: Any) -> SPMConfig: ...
+@overload
+def method_config(method: Literal["stg"], *, preset: str | None = ..., **settings: Any) -> STGConfig: ...
 @overload
 def method_config(method: Literal["uce"], *, preset: str | None = ..., **settings: Any) -> UCEConfig: ...
 @overload

@@ -105,7 +105,6 @@ class TestOnACluster:
         assert sorted(outcome.tries for outcome in made.values()) == [1, 1, 1, 1, 1, 2]
         assert stage.contents(N) == expected(N)
 
-
     def test_a_client_makes_them_too(self, tmp_path: Path) -> None:
         command = [sys.executable, "-c", DRIVER, str(tmp_path), CLIENTS]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)

@@ -33,8 +33,18 @@ OF_EVERY_KIND = (
 )
 """The others, each like one of these in what it saves and hooks, are slow."""
 NEW_KINDS, NEW_METHODS = (
-    {"gated-direction", "values", "affine", "classifier", "sae-merged", "sae-orthogonal", "block-replacement"},
-    {"casteer-gated", "adavd", "speed", "hirm", "leace", "cgce"},
+    {
+        "gated-direction",
+        "values",
+        "affine",
+        "classifier",
+        "sae-merged",
+        "sae-orthogonal",
+        "block-replacement",
+        "adapter",
+        "picture",
+    },
+    {"casteer-gated", "adavd", "speed", "hirm", "leace", "cgce", "receler", "stg"},
 )
 """Those that came after the redesign, which no code before it could make."""
 PIXELS = 2

@@ -45,7 +45,7 @@ SCHEDULER = {
 
 LAYERS = {
     "uce": 32, "rece": 32, "esd-x": 64, "esd-u": 218, "ca": 32, "sa": 64, "mace": 32, "casteer": 16, "advunlearn": 72,
-    "adavd": 16, "speed": 16, "hirm": 6,
+    "adavd": 16, "speed": 16, "hirm": 6, "receler": 16,
 }  # fmt: skip
 """Number of layers that a method edits; one unless listed here."""
 
@@ -182,6 +182,7 @@ def test_saemnesia_end_to_end_on_sd15s_blocks(sd14: Any, naked: Concept, site: S
         ("spm", {"iterations": 2, "steps": 2, "anchors": 1}),
         ("advunlearn", {"iterations": 2, "steps": 2, "retain": 1, "attack_steps": 1}),
         ("hirm", {"iterations": 2}),
+        ("receler", {"iterations": 2, "steps": 2, "attack_steps": 1}),
         ("leace", {}),
         ("cgce", {"iterations": 60, "noise": 0.0}),
         ("sld", {"level": "max"}),

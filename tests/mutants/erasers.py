@@ -21,6 +21,43 @@ MUTANTS = [
         ("[:, None] < self.lead", "[:, None] < 0 * self.lead"),
     ),
     *of(
+        "excise/erasers/edits/pictures.py",
+        "tests/methods/steering/test_stg.py::test_the_logit_is_that_of_three_convolutions"
+        " tests/methods/steering/test_stg.py::test_a_prediction_stands_for_clean_latents"
+        " tests/methods/steering/test_stg.py::test_a_step_goes_down_the_logit_by_a_share_of_the_states_norm"
+        " tests/methods/steering/test_stg.py::test_only_some_timesteps_are_looked_at"
+        " tests/methods/steering/test_stg.py::test_pictures_are_generated_as_the_paper_says",
+        ('mode="area"', 'mode="nearest"'),
+        ("x = F.silu(", "x = F.relu("),
+        ("[x.amax((2, 3)), x.mean((2, 3))]", "[x.mean((2, 3)), x.amax((2, 3))]"),
+        ("return share.sqrt() * noised - (1 - share).sqrt() * predicted",
+         "return share.sqrt() * noised + (1 - share).sqrt() * predicted"),
+        ("(noised - (1 - share).sqrt() * predicted) / share.sqrt()", "noised - (1 - share).sqrt() * predicted"),
+        ("math.log(self.threshold / (1 - self.threshold))", "self.threshold"),
+        ("self.stop < timestep <= self.start", "self.stop <= timestep < self.start"),
+        ("made = -self.rho * norms", "made = self.rho * norms"),
+        ("made = -self.rho * norms", "made = -self.rho"),
+    ),
+    *of(
+        "excise/erasers/apply/pictures.py",
+        "tests/methods/steering/test_stg.py::test_pictures_are_generated_as_the_paper_says",
+        ("without + self.edit.guidance * (own - without)", "without + (own - without)"),
+        ("(states[prompts].float() + moved)", "(states[prompts].float() + 0 * moved)"),
+        ("predicted(proceed(self._moved(call, prompts).only(rows)))", "predicted(proceed(call.only(rows)))"),
+        ("latents / vae.config.scaling_factor", "latents * vae.config.scaling_factor"),
+        ("here.moved[found] += self.attachment.strength * step", "here.moved[found] = step"),
+    ),
+    *of(
+        "excise/erasers/edits/adapters.py",
+        "tests/methods/trained/test_receler.py::test_an_adapter_is_two_layers_with_a_gelu_between",
+        ("F.gelu(F.linear(o, down[:, :-1], down[:, -1]))",
+         'F.gelu(F.linear(o, down[:, :-1], down[:, -1]), approximate="tanh")'),
+        ("F.gelu(F.linear(o, down[:, :-1], down[:, -1]))", "F.gelu(F.linear(o, down[:, :-1]))"),
+        ("return F.linear(inner, up[:, :-1], up[:, -1])", "return F.linear(inner, up[:, :-1])"),
+        ("return -strength * added(", "return strength * added("),
+        ("return -strength * added(", "return -added("),
+    ),
+    *of(
         "excise/erasers/edits/projection.py",
         "tests/methods/steering/test_adavd.py",
         ("self.steepness * (near - self.midpoint)", "self.steepness * (near + self.midpoint)"),

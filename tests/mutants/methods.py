@@ -80,6 +80,16 @@ MUTANTS = [
         ("first, paths = _layers(encoder)[0],", "first, paths = _layers(encoder)[1],"),
     ),
     *of(
+        "excise/methods/steering/stg.py",
+        "tests/methods/steering/test_stg.py::test_the_detector_learns_what_the_model_draws"
+        " tests/methods/steering/test_stg.py::test_it_tells_pictures_apart",
+        ("guided = without + config.guidance * (own - without)", "guided = own"),
+        ("if stop < call.timestep <= start:", "if call.timestep <= start:"),
+        ("torch.cat([torch.ones(config.batch), torch.zeros(config.batch)])",
+         "torch.cat([torch.zeros(config.batch), torch.ones(config.batch)])"),
+        ("config.seed + first + n", "config.seed + n"),
+    ),
+    *of(
         "excise/methods/steering/leace.py",
         "tests/methods/steering/test_leace.py",
         ("weights = z * share / len(shown) +", "weights = z * (1 - share) / len(shown) +"),
@@ -206,6 +216,36 @@ MUTANTS = [
         ("if not mentioned(text, concept.mentions)", "if text"),
         ("erasing_loss(pipe, student, teacher, student, word", "erasing_loss(pipe, teacher, student, student, word"),
         ("erasing_loss(pipe, student, teacher, student, word", "erasing_loss(pipe, student, teacher, teacher, word"),
+    ),
+    *of(
+        "excise/methods/trained/receler.py",
+        "tests/methods/trained/test_receler.py::test_the_second_term_is_the_mean_square_outside_of_the_mask"
+        " tests/methods/trained/test_receler.py::test_adapters_add_nothing_at_first"
+        " tests/methods/trained/test_receler.py::test_the_loss_is_the_paper_s"
+        " tests/methods/trained/test_receler.py::test_the_learnt_prompt_is_what_brings_the_concept_back",
+        ("return F.mse_loss(made.float(), target.float()) + config.keep",
+         "return F.mse_loss(made.float(), target.float()) + 0"),
+        ("esd_target(with_it, without, config.eta)", "esd_target(without, with_it, config.eta)"),
+        ("rest = 1 - F.adaptive_max_pool2d", "rest = F.adaptive_max_pool2d"),
+        ("F.adaptive_max_pool2d(mask", "F.adaptive_avg_pool2d(mask"),
+        ("rest.sum().clamp(min=1)", "rest.numel()"),
+        ("return total / len(outputs)", "return total"),
+        (".ge(config.threshold).float()", ".le(config.threshold).float()"),
+        ("            self.pipe, self.student, side, self.empty",
+         "            self.pipe, frozen_unet(self.pipe), side, self.empty"),
+        ("weight_decay=DECAY)", "weight_decay=0)"),
+        ("F.mse_loss(made.float(), wanted.float()), [learnt])", "-F.mse_loss(made.float(), wanted.float()), [learnt])"),
+        ("[own[: word.end], learnt.to(own), own[word.end + count :]]", "[own[:1], learnt.to(own), own[1 + count :]]"),
+        ("torch.rand(count, own.shape[1]", "torch.randn(count, own.shape[1]"),
+        ("/ site.width**0.5", "/ site.width"),
+        ("states = self.worst(latents, timestep, word, with_it, generator)",
+         "states = self.worst(latents, timestep, word, without, generator)"),
+    ),
+    *of(
+        "excise/methods/trained/attention_maps.py",
+        "tests/methods/trained/test_receler.py::test_the_loss_is_the_paper_s",
+        ("own = [A[..., list(words)].mean((1, 3))", "own = [A[..., list(words)].amax((1, 3))"),
+        ("return (maps - low) / (high - low)", "return maps / high"),
     ),
     *of(
         "excise/methods/trained/advunlearn.py",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from excise.erasers.apply.shared_gates import SharedGates
+from excise.erasers.edits.adapters import AdapterEdit
 from excise.erasers.edits.block_sae import BlockEdit, OpenGates
 from excise.erasers.edits.projection import ValueEdit
 from excise.erasers.edits.vectors import DirectionEdit, GatedDirectionEdit
@@ -54,8 +55,8 @@ class BlockHook(EditHook):
 class LayerHook(EditHook):
     """An edit of a layer's output that is the same at every step."""
 
-    edit: ValueEdit
-    on_device: ValueEdit
+    edit: ValueEdit | AdapterEdit
+    on_device: ValueEdit | AdapterEdit
     timesteps: TimestepHook
 
     def of(self, state: Tensor) -> Tensor | None:
@@ -63,11 +64,12 @@ class LayerHook(EditHook):
 
 
 def put(
-    attachment: Host, edit: BlockEdit | DirectionEdit | ValueEdit, block: nn.Module
+    attachment: Host, edit: BlockEdit | DirectionEdit | ValueEdit | AdapterEdit, block: nn.Module
 ) -> tuple[BlockHook | LayerHook, Callable[[], None]]:
     """Install the edit at its block or layer. Return its hook, and a function that removes it."""
     _, denoiser = denoiser_of(attachment.pipe, edit.site.component)
-    hook = LayerHook(attachment, edit) if isinstance(edit, ValueEdit) else BlockHook(attachment, edit)
+    everywhere = isinstance(edit, ValueEdit | AdapterEdit)
+    hook = LayerHook(attachment, edit) if everywhere else BlockHook(attachment, edit)
     hook.timesteps = timesteps = TimestepHook.join(denoiser, hook)
     edits = BlockEdits.join(block, hook)
 

@@ -24,7 +24,7 @@ class GuidanceHook(UNetCallHook):
 
     def around(self, call: UNetCall, proceed: Proceed) -> Any:
         made = proceed(call)
-        without, prompts = self._halves(call)
+        without, prompts = halves(self, call)
         self.move(call.states.device)
         edit, here = self.on_device, self._here
         with unedited():
@@ -42,18 +42,17 @@ class GuidanceHook(UNetCallHook):
         guided[prompts] = own[prompts] - self.attachment.strength * gamma
         return with_prediction(made, guided)
 
-    def _halves(self, call: UNetCall) -> tuple[list[int], list[int]]:
-        """Return the row numbers of the unconditional and of the conditional half of the batch.
 
-        Raises ExciseError if the batch does not consist of both.
-        """
-        found, half = self.prompts_with(call.states), len(call) // 2
-        self.known_prompts(found)
-        if len(call) % 2 or any(
-            all(prompt.prompts for prompt in candidates) for candidates in found[:half] if candidates
-        ):
-            raise ExciseError(
-                f"eraser {self.attachment.eraser.name!r} changes classifier-free guidance, which is off; generate with "
-                "guidance_scale above 1"
-            )
-        return list(range(half)), list(range(half, len(call)))
+def halves(hook: UNetCallHook, call: UNetCall) -> tuple[list[int], list[int]]:
+    """Return the row numbers of the unconditional and of the conditional half of the batch.
+
+    Raises ExciseError if the batch does not consist of both.
+    """
+    found, half = hook.prompts_with(call.states), len(call) // 2
+    hook.known_prompts(found)
+    if len(call) % 2 or any(all(prompt.prompts for prompt in candidates) for candidates in found[:half] if candidates):
+        raise ExciseError(
+            f"eraser {hook.attachment.eraser.name!r} changes classifier-free guidance, which is off; generate with "
+            "guidance_scale above 1"
+        )
+    return list(range(half)), list(range(half, len(call)))

@@ -11,7 +11,9 @@ from torch import nn
 from excise.erasers.apply import block, language_model, skips, text, weights, weights_by_prompt
 from excise.erasers.apply.conditioning import ClassifierHook, FilterHook, ProjectionHook
 from excise.erasers.apply.guidance import GuidanceHook
+from excise.erasers.apply.pictures import PictureHook
 from excise.erasers.apply.skips import modulated_at
+from excise.erasers.edits.adapters import AdapterEdit
 from excise.erasers.edits.block_replacement import ReplacementEdit
 from excise.erasers.edits.block_sae import BlockEdit
 from excise.erasers.edits.blocklist import FilterEdit
@@ -19,6 +21,7 @@ from excise.erasers.edits.gated_sae import GatedSAEEdit
 from excise.erasers.edits.guidance import ClassifierEdit, GuidanceEdit
 from excise.erasers.edits.merged_sae import MergedSAEEdit
 from excise.erasers.edits.orthogonal_sae import OrthogonalSAEEdit
+from excise.erasers.edits.pictures import PictureEdit
 from excise.erasers.edits.projection import ProjectionEdit, ValueEdit
 from excise.erasers.edits.registry import Edit
 from excise.erasers.edits.skips import ModulationEdit
@@ -56,11 +59,13 @@ PLACES: dict[type[Edit], Place] = {
     ReplacementEdit: Place(module_at, block.put),
     DirectionEdit: Place(attention_at, block.put),
     GatedDirectionEdit: Place(attention_at, block.put),
+    AdapterEdit: Place(attention_at, block.put),
     ValueEdit: Place(layer_at, block.put),
     WeightEdit: Place(layer_at, weights.put),
     PromptScaledEdit: Place(layer_at, weights_by_prompt.put),
     GuidanceEdit: Place(unet_at, unet_call.put(GuidanceHook)),
     ClassifierEdit: Place(unet_at, unet_call.put(ClassifierHook)),
+    PictureEdit: Place(unet_at, unet_call.put(PictureHook)),
     FilterEdit: Place(unet_at, unet_call.put(FilterHook)),
     ProjectionEdit: Place(unet_at, unet_call.put(ProjectionHook)),
     ModulationEdit: Place(modulated_at, skips.put),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from excise.erasers.edits.adapters import AdapterEdit
 from excise.erasers.edits.block_replacement import ReplacementEdit
 from excise.erasers.edits.block_sae import BlockEdit
 from excise.erasers.edits.blocklist import FilterEdit
@@ -9,6 +10,7 @@ from excise.erasers.edits.gated_sae import GatedSAEEdit
 from excise.erasers.edits.guidance import ClassifierEdit, GuidanceEdit
 from excise.erasers.edits.merged_sae import MergedSAEEdit
 from excise.erasers.edits.orthogonal_sae import OrthogonalSAEEdit
+from excise.erasers.edits.pictures import PictureEdit
 from excise.erasers.edits.projection import ProjectionEdit, ValueEdit
 from excise.erasers.edits.skips import ModulationEdit
 from excise.erasers.edits.text_sae import SAEEdit
@@ -22,8 +24,10 @@ Edit = (
     TextEdit
     | BlockEdit
     | DirectionEdit
+    | AdapterEdit
     | GuidanceEdit
     | ClassifierEdit
+    | PictureEdit
     | FilterEdit
     | ProjectionEdit
     | ValueEdit
@@ -43,10 +47,12 @@ KINDS: dict[str, type[Edit]] = {
         ReplacementEdit,
         DirectionEdit,
         GatedDirectionEdit,
+        AdapterEdit,
         WeightEdit,
         PromptScaledEdit,
         GuidanceEdit,
         ClassifierEdit,
+        PictureEdit,
         FilterEdit,
         ProjectionEdit,
         ValueEdit,

@@ -14,6 +14,7 @@ from excise.methods.configs.steering import (
     LEACEConfig,
     SAFREEConfig,
     SLDConfig,
+    STGConfig,
 )
 from excise.methods.configs.trained import (
     AdvUnlearnConfig,
@@ -22,6 +23,7 @@ from excise.methods.configs.trained import (
     ESDConfig,
     HiRMConfig,
     MACEConfig,
+    RecelerConfig,
     SAConfig,
     SPMConfig,
 )
@@ -44,6 +46,7 @@ CONFIGS: dict[str, type[Settings]] = {
     "mace": MACEConfig,
     "none": NoneConfig,
     "rece": RECEConfig,
+    "receler": RecelerConfig,
     "sa": SAConfig,
     "saemnesia": SAEmnesiaConfig,
     "saemnesia-text": SAEmnesiaTextConfig,
@@ -54,6 +57,7 @@ CONFIGS: dict[str, type[Settings]] = {
     "snce": SNCEConfig,
     "speed": SPEEDConfig,
     "spm": SPMConfig,
+    "stg": STGConfig,
     "uce": UCEConfig,
 }
 """Each method's configuration class, by the method's name."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from excise.erasers.choices import Uncond
+from excise.errors import InvalidSetting
 from excise.settings import SEEDS, Settings, setting
 
 LEAST_CONTROLS = 40
@@ -125,6 +126,32 @@ class SLDConfig(Settings):
     )
     scale: float = setting(0.0, "s, how strongly guidance leads away; 0: the level's.")
     concept: str = setting("", "Text to lead away from; empty: the concept's words, joined by commas.")
+
+
+@dataclass(frozen=True)
+class STGConfig(Settings):
+    """When a picture is looked at, how far its text states are moved, and what the detector is trained on."""
+
+    threshold: float = setting(
+        0.5, "Probability above which a step shows the concept.", unit="probability", above=0, below=1
+    )
+    rho: float = setting(0.05, "ρ, the length of a step as a share of the states'.", above=0, most=1)
+    guidance: float = setting(7.5, "Guidance scale with which pictures are predicted.", above=1, most=100, paper=7.5)
+    start: float = setting(
+        900.0, "Timestep from which on pictures are looked at.", unit="of 1000", above=0, most=1000, paper=900.0
+    )
+    stop: float = setting(100.0, "Timestep down to which they are looked at.", unit="of 1000", below=1000, paper=100.0)
+    pairs: int = setting(32, "Prompt pairs of the concept to train the detector on.", unit="pairs", least=2)
+    steps: int = setting(20, "Denoising steps of their pictures.", unit="steps", least=1, most=1000)
+    batch: int = setting(16, "Pictures of either kind at once; lower it if memory runs out.", unit="pictures", least=1)
+    iterations: int = setting(300, "Training steps of Adam for the detector.", unit="steps", least=1)
+    lr: float = setting(2e-3, "Adam's learning rate.", above=0, most=1)
+    seed: int = setting(0, "Seed of everything random.", most=SEEDS - 1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.stop >= self.start:
+            raise InvalidSetting(f"stop is {self.stop:g} and start {self.start:g}; stop must be below start")
 
 
 @dataclass(frozen=True)

@@ -266,3 +266,22 @@ class HiRMConfig(TuningConfig):
         "(HiRM-R).",
         paper="",
     )
+
+
+@dataclass(frozen=True)
+class RecelerConfig(TuningConfig):
+    """TuningConfig, the adapters, the training target, the attack within every step, and what is kept."""
+
+    iterations: int = setting(500, paper=500)
+    lr: float = setting(3e-4, paper=3e-4)
+    rank: int = setting(128, "Width of every adapter.", least=1, paper=128)
+    eta: float = setting(1.0, "η: how far the target lies beyond the unconditional prediction.", paper=1.0)
+    attack_steps: int = setting(50, "Steps that learn c'; 0: use the word as it is.", unit="steps", paper=50)
+    attack_lr: float = setting(0.1, "Learning rate of these steps of Adam.", above=0, most=1, paper=0.1)
+    attack_tokens: int = setting(16, "Learnt states of c'.", unit="states", least=1, paper=16)
+    keep: float = setting(0.1, "λ, the weight of what adapters add outside of the concept.", paper=0.1)
+    threshold: float = setting(
+        0.1, "A pixel is the concept's from this share of the strongest attention on.", unit="share", below=1, paper=0.1
+    )
+    guidance: float = setting(3.0, "Guidance scale of the training pictures.", most=100, paper=3.0)
+    steps: int = setting(50, "Denoising steps of a full picture.", unit="steps", least=1, most=1000, paper=50)

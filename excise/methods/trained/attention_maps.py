@@ -8,6 +8,7 @@ from itertools import takewhile
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from excise.concepts import Concept
@@ -34,6 +35,22 @@ def attention(unet: nn.Module) -> Iterator[list[Tensor]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def attended(maps: Sequence[Tensor], words: Sequence[int], size: Sequence[int]) -> Tensor:
+    """Return how much each pixel attends to the tokens `words`, `[n, h, w]`, averaged over heads, layers and words.
+
+    `maps` are what `attention` records, `size` is (h, w) of the latents. Coarse layers' maps are interpolated.
+    """
+    h, w = size
+    own = [A[..., list(words)].mean((1, 3)).view(len(A), 1, *layer_size(h, w, A.shape[2])) for A in maps]
+    return torch.stack([F.interpolate(A, (h, w), mode="bilinear") for A in own]).mean(0)[:, 0]
+
+
+def stretched(maps: Tensor) -> Tensor:
+    """Return maps `[n, h, w]`, each stretched to 0..1."""
+    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+    return (maps - low) / (high - low).clamp(min=1e-12)
 
 
 def layer_size(h: int, w: int, pixels: int) -> tuple[int, int]:

@@ -43,7 +43,14 @@ from excise.methods.build import build_eraser
 from excise.methods.closed_form.uce import right_factor
 from excise.methods.configs.trained import MACEConfig
 from excise.methods.cross_attention import kept_words, keys_and_values, text_states
-from excise.methods.trained.attention_maps import attention, concept_positions, layer_size, shared_states
+from excise.methods.trained.attention_maps import (
+    attended,
+    attention,
+    concept_positions,
+    layer_size,
+    shared_states,
+    stretched,
+)
 from excise.methods.trained.sampling import Conditioning, add_noise, encode_conditioning, frozen_unet, sample
 from excise.methods.trained.trainer import LowRank, Student, training_digest, tune
 from excise.pipeline import Pipeline, as_diffusers
@@ -152,11 +159,7 @@ def attention_share(
     times = (times * (as_diffusers(pipe).scheduler.config.num_train_timesteps - 1) / 1000).long()
     with attention(denoiser_of(pipe, "unet")[1]) as maps:
         frozen_unet(pipe)(add_noise(pipe, latents.expand(3, -1, -1, -1), times, generator), times, *side.of(3))
-    h, w = latents.shape[-2:]
-    own = [A[..., list(words)].mean((0, 1, 3)).view(1, 1, *layer_size(h, w, A.shape[2])) for A in maps]
-    whole = torch.stack([F.interpolate(A, (h, w), mode="bilinear") for A in own]).mean(0)[0, 0]
-    stretched: Tensor = (whole - whole.min()) / (whole.max() - whole.min()).clamp(min=1e-12)
-    return stretched
+    return stretched(attended(maps, words, latents.shape[-2:]).mean(0, keepdim=True))[0]
 
 
 def density(steps: int, config: MACEConfig) -> Tensor:

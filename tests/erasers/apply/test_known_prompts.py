@@ -29,6 +29,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sld": {},
     "safree": {"alpha": 0.0, "most": 1},
     "safety-filter": {},
+    "stg": {"pairs": 2, "steps": 4, "iterations": 2, "batch": 2, "threshold": 1e-6, "rho": 0.2},
     "cgce": {"iterations": 60, "batch": 4, "noise": 0.0},
     "spm": {"iterations": 4, "lr": 1e-2, "steps": 3, "batch": 2, "anchors": 2},
 }

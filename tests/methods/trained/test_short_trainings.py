@@ -18,6 +18,7 @@ SHORT: dict[str, dict[str, Any]] = {
     "spm": {"iterations": 80, "lr": 3e-3, "anchoring": 100.0},
     "advunlearn": {"iterations": 40, "attack_steps": 5, "retain": 3, "lr": 3e-4},
     "hirm": {},
+    "receler": {"iterations": 40, "attack_steps": 5, "lr": 1e-3},
 }
 
 

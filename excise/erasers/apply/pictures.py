@@ -1,0 +1,119 @@
+"""Guidance by what a detector sees in the picture while it is generated (STG)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from excise.erasers.apply.guidance import halves
+from excise.erasers.edits.pictures import PictureEdit, clean
+from excise.erasers.guard.denoiser import DenoiserGuard
+from excise.erasers.hooks.unet_call import Proceed, UNetCall, UNetCallHook, predicted, with_prediction
+from excise.errors import WrongModel
+from excise.pipeline import Pipeline, as_diffusers
+from excise.sites.denoiser import denoiser_of
+
+
+class PictureHook(UNetCallHook):
+    """A detector's guidance in action. It keeps how far each picture's states were moved."""
+
+    edit: PictureEdit
+    on_device: PictureEdit
+
+    def begin(self) -> None:
+        super().begin()
+        self._here.moved = None
+
+    def around(self, call: UNetCall, proceed: Proceed) -> Any:
+        self.step_of(call)
+        if self.attachment.strength == 0:
+            return proceed(call)
+        without, prompts = halves(self, call)
+        made = proceed(now := self._moved(call, prompts))
+        looked = [n for n, time in enumerate(times_of(call)[prompts].tolist()) if self.edit.looks(time)]
+        if not looked:
+            return made
+        self.move(call.states.device)
+        own = predicted(made)
+        with torch.no_grad():
+            rows, others = [prompts[n] for n in looked], [without[n] for n in looked]
+            shown = self.on_device.shows(self._picture(now.only(rows), own[others], own[rows]))
+        if not (found := [looked[n] for n in shown]):
+            return made
+        rows, others = [prompts[n] for n in found], [without[n] for n in found]
+        step = self.on_device.step(now.states[rows], self._slope(now.only(rows), own[others].detach(), proceed))
+        here = self._here
+        if here.moved is None or len(here.moved) != len(prompts):
+            here.moved = torch.zeros(len(prompts), *step.shape[1:], device=step.device)
+        here.moved[found] += self.attachment.strength * step
+        self.counters.add(len(rows), step.norm(dim=(1, 2)))
+        guided = own.clone()
+        guided[rows] = predicted(proceed(self._moved(call, prompts).only(rows)))
+        return with_prediction(made, guided)
+
+    def _moved(self, call: UNetCall, prompts: list[int]) -> UNetCall:
+        """Return the call with the states as they were moved so far."""
+        moved: Tensor | None = self._here.moved
+        if moved is None or len(moved) != len(prompts):
+            return call
+        states = call.states.clone()
+        states[prompts] = (states[prompts].float() + moved).to(states.dtype)
+        guard = DenoiserGuard.of(denoiser_of(self.attachment.pipe, self.edit.site.component)[1])
+        if guard is not None:
+            guard.add([states])  # that of a text-encoder eraser that is attached too
+        return call.with_states(states)
+
+    def _slope(self, call: UNetCall, without: Tensor, proceed: Proceed) -> Tensor:
+        """Return ∇_c l of the call's states c, of their shape."""
+        with torch.inference_mode(False), torch.enable_grad():
+            # Copies, since tensors that were made in inference mode have no gradients.
+            given = {name: value.clone() if isinstance(value, Tensor) else value for name, value in call.given.items()}
+            call, without = UNetCall(given), without.clone()
+            states = call.states.detach().clone().requires_grad_()
+            made = predicted(proceed(call.with_states(states)))
+            total = self.on_device.logits(self._picture(call, without, made)).sum()
+            (slope,) = torch.autograd.grad(total, states)
+        return slope
+
+    def _picture(self, call: UNetCall, without: Tensor, own: Tensor) -> Tensor:
+        """Return the pictures `[B, 3, H, W]` that guidance predicts of the call's images."""
+        guided = without + self.edit.guidance * (own - without)
+        return decoded(self.attachment.pipe, call.given["sample"], guided, times_of(call))
+
+
+def times_of(call: UNetCall) -> Tensor:
+    """Return the timestep of each image of a call, `[B]` on the CPU."""
+    return torch.as_tensor(call.given["timestep"]).detach().flatten().float().cpu().expand(len(call))
+
+
+def noise_of(pipe: Pipeline) -> tuple[Tensor, str]:
+    """Return ᾱ of every timestep, and what the U-Net predicts.
+
+    Raises WrongModel if the pipeline's scheduler does not say, or if it has no VAE.
+    """
+    scheduler: Any = getattr(as_diffusers(pipe), "scheduler", None)
+    shares = getattr(scheduler, "alphas_cumprod", None)
+    if not isinstance(shares, Tensor) or getattr(as_diffusers(pipe), "vae", None) is None:
+        raise WrongModel(
+            f"a picture cannot be looked at while {type(pipe).__name__} generates it: it needs a VAE, and a scheduler "
+            "that says how much noise a timestep has, such as DDIM's"
+        )
+    return shares, str(scheduler.config.get("prediction_type", "epsilon"))
+
+
+def decoded(pipe: Pipeline, noised: Tensor, made: Tensor, times: Tensor) -> Tensor:
+    """Return the pictures `[B, 3, H, W]`, in -1..1, that predictions stand for, by the pipeline's VAE.
+
+    `noised` and `made` `[B, C, h, w]` are what the U-Net read and predicted at the timesteps `times` `[B]`. Raises
+    WrongModel as `noise_of` does.
+    """
+    vae: Any = as_diffusers(pipe).vae
+    shares, kind = noise_of(pipe)
+    at = times.round().long().clamp(0, len(shares) - 1)
+    share = shares.to(at.device)[at].to(noised.device, torch.float32)[:, None, None, None]
+    latents = clean(noised.float(), made.float(), share, kind)
+    given = latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
+    drawn: Tensor = vae.decode(given.to(next(vae.parameters()).dtype), return_dict=False)[0]
+    return drawn
