@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Final, Literal
 
 Uncond = Literal["none", "same", "flip"]
 Gate = Literal["whole", "threshold", "relu", "topk"]
@@ -10,3 +11,6 @@ Source = Literal["prompt", "concept"]
 Align = Literal["position", "pooled"]
 BlockGate = Literal["whole", "threshold", "topk"]
 Steps = Literal["exact", "nearest"]
+REPLACEMENT: Final = re.compile(r"(?=.{1,60}$)\w+(?:[ '-]\w+)*")
+"""What may take a concept's place: a file's text is printed and put on cards."""
+REPLACEMENTS: Final = "a word or a short phrase, such as apple, or nothing"

@@ -33,7 +33,7 @@ OF_EVERY_KIND = (
 )
 """The others, each like one of these in what it saves and hooks, are slow."""
 NEW_KINDS, NEW_METHODS = (
-    {"gated-direction", "values", "affine", "classifier", "sae-merged"},
+    {"gated-direction", "values", "affine", "classifier", "sae-merged", "sae-replacing"},
     {"casteer-gated", "adavd", "speed", "hirm", "leace", "cgce"},
 )
 """Those that came after the redesign, which no code before it could make."""

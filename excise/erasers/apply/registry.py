@@ -19,6 +19,7 @@ from excise.erasers.edits.guidance import ClassifierEdit, GuidanceEdit
 from excise.erasers.edits.merged_sae import MergedSAEEdit
 from excise.erasers.edits.projection import ProjectionEdit, ValueEdit
 from excise.erasers.edits.registry import Edit
+from excise.erasers.edits.replacing_sae import ReplacingSAEEdit
 from excise.erasers.edits.skips import ModulationEdit
 from excise.erasers.edits.text_sae import SAEEdit
 from excise.erasers.edits.vectors import AffineEdit, DirectionEdit, GatedDirectionEdit, VectorEdit
@@ -47,6 +48,7 @@ PLACES: dict[type[Edit], Place] = {
     SAEEdit: Place(module_at, language_model.put),
     GatedSAEEdit: Place(module_at, text.put),
     MergedSAEEdit: Place(module_at, text.put),
+    ReplacingSAEEdit: Place(module_at, text.put),
     VectorEdit: Place(module_at, text.put),
     AffineEdit: Place(module_at, text.put),
     BlockEdit: Place(module_at, block.put),

@@ -15,7 +15,6 @@ from excise.erasers.artefact import strength
 from excise.erasers.artefact.files import CARD, SIGNATURE
 from excise.erasers.artefact.record import Artefact
 from excise.erasers.artefact.verdict import in_words
-from excise.erasers.edits.base import Tensors
 from excise.erasers.edits.block_sae import BlockEdit
 from excise.erasers.edits.text_sae import SAEEdit
 from excise.files import read_file, sha256
@@ -74,16 +73,17 @@ def push_folder(folder: Path, repo_id: str, **options: Any) -> tuple[Artefact, s
 
 
 _TEXT = "only on text, in the text encoder"
+_SAYS = "description"
 
 
 def _changes(eraser: Artefact) -> list[str]:
     """Describe the changes of the model, by kind of edit."""
     changes = []
     for where, kind in (("its text encoder's states", SAEEdit), ("a block of its denoiser", BlockEdit)):
-        if count := sum(len(edit.neurons) for edit in eraser.edits if isinstance(edit, kind)):
+        if count := sum(len(e.neurons) for e in eraser.edits if isinstance(e, kind) and not hasattr(e, _SAYS)):
             neurons = "one neuron" if count == 1 else f"{count} neurons"
             changes.append(f"by turning down {neurons} of a sparse autoencoder on {where}")
-    others = Counter(edit.description for edit in eraser.edits if isinstance(edit, Tensors))
+    others = Counter(getattr(edit, _SAYS) for edit in eraser.edits if hasattr(edit, _SAYS))
     changes += [f"by {description.format(count=count)}" for description, count in others.items()]
     return changes
 

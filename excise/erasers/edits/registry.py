@@ -8,6 +8,7 @@ from excise.erasers.edits.gated_sae import GatedSAEEdit
 from excise.erasers.edits.guidance import ClassifierEdit, GuidanceEdit
 from excise.erasers.edits.merged_sae import MergedSAEEdit
 from excise.erasers.edits.projection import ProjectionEdit, ValueEdit
+from excise.erasers.edits.replacing_sae import ReplacingSAEEdit
 from excise.erasers.edits.skips import ModulationEdit
 from excise.erasers.edits.text_sae import SAEEdit
 from excise.erasers.edits.vectors import AffineEdit, DirectionEdit, GatedDirectionEdit, VectorEdit
@@ -34,6 +35,7 @@ KINDS: dict[str, type[Edit]] = {
         SAEEdit,
         GatedSAEEdit,
         MergedSAEEdit,
+        ReplacingSAEEdit,
         VectorEdit,
         AffineEdit,
         BlockEdit,

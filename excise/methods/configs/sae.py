@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from excise.erasers.choices import Align, BlockGate, Gate, Source, Steps, Uncond
+from excise.erasers.choices import REPLACEMENT, REPLACEMENTS, Align, BlockGate, Gate, Source, Steps, Uncond
+from excise.errors import InvalidSetting, shown
 from excise.settings import SEEDS, Settings, setting
 
 Score = Literal["snce", "snce_per_pair", "mean_difference"]
@@ -79,6 +80,19 @@ class SNCEConfig(Settings):
     )
     examine: int = setting(10, "Top-ranked neurons to validate.", unit="neurons", least=1)
     batch_size: int = setting(64, "Prompts per text encoder batch.", unit="prompts", least=1)
+    replace_with: str = setting(
+        "",
+        "Word to put in the concept's place, such as apple, or nothing: states then move to those of the concept's "
+        "pairs with that word, or of their other sides, and λ = 1 is the whole way. Empty: the neuron is turned down.",
+    )
+
+    def __post_init__(self) -> None:
+        """Raise InvalidSetting for an invalid value, and for `replace_with` with source=concept."""
+        super().__post_init__()
+        if self.replace_with and not REPLACEMENT.fullmatch(self.replace_with):
+            raise InvalidSetting(f"replace_with cannot be {shown(self.replace_with)}; it is {REPLACEMENTS}")
+        if self.replace_with and self.source != "prompt":
+            raise InvalidSetting("replace_with needs source=prompt; leave one of them out")
 
 
 @dataclass(frozen=True)
