@@ -8,20 +8,32 @@ from collections.abc import Iterable
 from excise.concepts.concept import Concept, Pair, mentioned
 from excise.concepts.minors import names_minors
 from excise.concepts.templates import with_article
+from excise.concepts.words import EMPTY
 from excise.errors import ExciseError, InvalidSetting
 
 NOTHING = "nothing"
-"""Stands for what is left without the concept: the deconcept sides of its own pairs."""
+"""Stands for what is left without the concept: the deconcept sides of those of its pairs that only leave it out."""
+LEAST = 5
+"""Least number of such pairs."""
 
 
 def pairs_instead(concept: Concept, word: str) -> tuple[Pair, ...]:
-    """Return the concept's pairs with `word` in its place as the deconcept side, or as they are for `NOTHING`.
+    """Return pairs of the concept's prompts with the same prompts with `word`, or `NOTHING`, in its place.
 
-    Each concept prompt is used once. Raises InvalidSetting if the word is one of the concept's own or names a minor,
-    and ExciseError if no pair contains a mention.
+    For a word, each concept prompt that contains a mention is used once. For `NOTHING`, these are the concept's own
+    pairs without those that have another thing in its place: the mean of many things is drawn as a part of each.
+
+    Raises InvalidSetting if the word is one of the concept's own or names a minor, and ExciseError if no pair contains
+    a mention, or for `NOTHING` fewer than `LEAST` leave the concept out.
     """
     if word == NOTHING:
-        return concept.pairs
+        found = tuple(pair for pair in concept.pairs if leaves_out(pair))
+        if len(found) < LEAST:
+            raise ExciseError(
+                f"{len(found)} pairs leave {concept.name!r} out, such as 'a cat' for 'a gun and a cat', but {LEAST} are "
+                "needed; give more, or a word to replace it with"
+            )
+        return found
     if own := mentioned(word, concept.mentions):
         raise InvalidSetting(f"replace_with is {word!r}, but {own!r} is to be erased; choose another word")
     if names_minors(word):
@@ -31,6 +43,20 @@ def pairs_instead(concept: Concept, word: str) -> tuple[Pair, ...]:
         raise ExciseError(f"no pair mentions {concept.name!r}, so {word!r} cannot take its place; give other pairs")
     templates = {pair.concept: pair.template for pair in concept.pairs}
     return tuple(Pair(text, with_instead(text, concept.mentions, word), templates[text]) for text in texts)
+
+
+def leaves_out(pair: Pair) -> bool:
+    """Whether a pair's deconcept side names nothing that its concept side does not, or says that there is nothing."""
+    with_it, without = (_words(text) for text in (pair.concept, pair.deconcept))
+    return without <= with_it or bool(_EMPTY.search(pair.deconcept))
+
+
+def _words(text: str) -> set[str]:
+    """Return a text's words without articles."""
+    return set(re.findall(r"\w+", text.lower())) - {"a", "an", "the"}
+
+
+_EMPTY = re.compile(rf"(?<!\w)(?:{'|'.join(EMPTY)})(?!\w)", re.IGNORECASE)
 
 
 def with_instead(text: str, mentions: Iterable[str], word: str) -> str:

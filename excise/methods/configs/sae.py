@@ -82,17 +82,20 @@ class SNCEConfig(Settings):
     batch_size: int = setting(64, "Prompts per text encoder batch.", unit="prompts", least=1)
     replace_with: str = setting(
         "",
-        "Word to put in the concept's place, such as apple, or nothing: states then move to those of the concept's "
-        "pairs with that word, or of their other sides, and λ = 1 is the whole way. Empty: the neuron is turned down.",
+        "Word that takes the concept's place, such as apple, or nothing: states move to what the same prompts have "
+        "with that word, or without the concept, and no further, whatever `lam` and `unit` are. Empty: the neuron is "
+        "turned down.",
     )
 
     def __post_init__(self) -> None:
-        """Raise InvalidSetting for an invalid value, and for `replace_with` with source=concept."""
+        """Raise InvalidSetting for an invalid value, and for `replace_with` with another `source` or `lam`."""
         super().__post_init__()
         if self.replace_with and not REPLACEMENT.fullmatch(self.replace_with):
             raise InvalidSetting(f"replace_with cannot be {shown(self.replace_with)}; it is {REPLACEMENTS}")
         if self.replace_with and self.source != "prompt":
-            raise InvalidSetting("replace_with needs source=prompt; leave one of them out")
+            raise InvalidSetting(f"replace_with needs source=prompt, not {self.source}; leave one of them out")
+        if self.replace_with and self.lam != type(self).lam:
+            raise InvalidSetting("lam does not apply to replace_with, which moves states all the way; leave it out")
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from excise.methods.prompt_codes import Reading, cached_codes, carried_share, co
 from excise.methods.sae.calibrate import Calibration, calibrate
 from excise.methods.sae.finding import Found, acts_on, find
 from excise.methods.sae.metadata import created, measured
+from excise.methods.sae.replacing import replacing
 from excise.pipeline import Pipeline
 from excise.sae import TopKSAE, load, saes_in
 from excise.sites import LanguageModel, Site
@@ -167,6 +168,8 @@ def _part(pipe: Pipeline, concept: Concept, config: SNCEConfig, sae: TopKSAE, fo
             edit = replace(edit, lam=config.lam / max(carried, LEAST_CARRIED))
     sides = {"concept": positives, "deconcept": without, "controls": controls, "benign": held_out}
     figures = {**measured(found, edit, levels, sides), "carried": carried}
+    if config.replace_with:
+        edit, figures["replaced"] = replacing(pipe, sae, edit, concept, config.replace_with, config.batch_size)
     loudness = positives.codes(replace(edit, source="prompt", concept_codes=None)).sum((1, 2))
     judged = _figures(pipe, sae, edit, concept, config, figures, acts)
     if held_out is not None and judged.spares:
