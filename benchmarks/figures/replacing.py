@@ -1,4 +1,4 @@
-"""What is left of erased pictures by `--replace-with`, on tuning concepts: chimeras, backgrounds, and whether it erases.
+"""What erased pictures show by `--replace-with`, on tuning concepts: chimeras or scenes, and what else changed.
 
     python -m benchmarks.figures.replacing --out docs/results/replacing.json
 

@@ -30,8 +30,8 @@ def pairs_instead(concept: Concept, word: str) -> tuple[Pair, ...]:
         found = tuple(pair for pair in concept.pairs if leaves_out(pair))
         if len(found) < LEAST:
             raise ExciseError(
-                f"{len(found)} pairs leave {concept.name!r} out, such as 'a cat' for 'a gun and a cat', but {LEAST} are "
-                "needed; give more, or a word to replace it with"
+                f"{len(found)} pairs leave {concept.name!r} out, such as 'a cat' for 'a gun and a cat', but {LEAST} "
+                "are needed; give more, or a word to replace it with"
             )
         return found
     if own := mentioned(word, concept.mentions):

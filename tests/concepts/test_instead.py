@@ -57,7 +57,7 @@ def test_nothing_is_what_the_pairs_have_that_leave_it_out() -> None:
     )
     others = (Pair("a gun on grass", "a cat on grass"), Pair("a gun", "a nothingness"))
     assert pairs_instead(replace(GUN, pairs=(*others, *out)), NOTHING) == out
-    with pytest.raises(ExciseError, match="4 pairs leave 'gun' out, .* but 5 are needed"):
+    with pytest.raises(ExciseError, match=r"4 pairs leave 'gun' out, .* but 5 are needed"):
         pairs_instead(replace(GUN, pairs=(*others, *out[1:])), NOTHING)
 
 
