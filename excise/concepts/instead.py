@@ -59,6 +59,9 @@ def _words(text: str) -> set[str]:
 _EMPTY = re.compile(rf"(?<!\w)(?:{'|'.join(EMPTY)})(?!\w)", re.IGNORECASE)
 
 
+_ARTICLE = re.compile(r"(?:an?|the|no|some)\s")
+
+
 def with_instead(text: str, mentions: Iterable[str], word: str) -> str:
     """Return the text with `word` in the place of every mention. An article before a mention is made to fit."""
     words = "|".join(r"\s+".join(map(re.escape, m.split())) for m in sorted(mentions, key=len, reverse=True))
@@ -66,7 +69,7 @@ def with_instead(text: str, mentions: Iterable[str], word: str) -> str:
     def other(found: re.Match[str]) -> str:
         if not found["article"]:
             return word
-        said = with_article(word)
+        said = word if _ARTICLE.match(word) else with_article(word)
         return said[0].upper() + said[1:] if found["article"][0] == "A" else said
 
     return re.sub(rf"(?<!\w)(?:(?P<article>an?)\s+)?(?:{words})(?:e?s)?(?!\w)", other, text, flags=re.IGNORECASE)

@@ -33,6 +33,7 @@ GUN = Concept(
         ("a hand  gun and a gun", "bus", "a bus and a bus"),
         ("guns and begun", "bus", "bus and begun"),
         ("a gun", "Paris", "Paris"),
+        ("a gun", "an empty scene", "an empty scene"),
         ("a cat", "bus", "a cat"),
     ],
 )

@@ -10,6 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+import excise
+from excise.bench.canvas.families import cases
+from excise.bench.canvas.remains import EMPTY
+from excise.bench.canvas.suite import Canvas
 from excise.concepts import Concept, Pair
 from excise.concepts.instead import pairs_instead
 from excise.erasers import Eraser, verify
@@ -142,3 +146,20 @@ def test_settings_that_do_not_go_together(
 ) -> None:
     with pytest.raises(ExciseError, match=message):
         fit(tiny_pipe, gun, replace(REPLACED, **change), sae=word_sae)
+
+
+@pytest.mark.parametrize(("word", "drawn"), [("apple", {"apple"}), ("nothing", set())])
+def test_on_the_bundled_model_another_thing_or_an_empty_scene_is_drawn(
+    one_bundled_pipe: Any, tmp_path: Path, word: str, drawn: set[str]
+) -> None:
+    pipe, canvas = one_bundled_pipe, Canvas(batch=3)
+    asked = [case for case in cases("dog", 3) if case.family == "direct"]
+    eraser = excise.erase(pipe, canvas.concept("dog"), replace_with=word)
+    assert eraser.weak == ()
+    eraser.save(tmp_path / "dog")
+    assert all(check.passed for check in verify(tmp_path / "dog", pipe))
+    with eraser.attach(pipe):
+        pictures = canvas.draw(pipe, asked).pixels
+    for seen in canvas.judge(asked, pictures):
+        assert not (seen["target"] or seen["second"]["target"])
+        assert set(seen["others"]) == drawn and (bool(drawn) or seen["covered"] <= EMPTY)
