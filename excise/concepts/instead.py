@@ -63,7 +63,7 @@ _ARTICLE = re.compile(r"(?:an?|the|no|some)\s")
 
 
 def with_instead(text: str, mentions: Iterable[str], word: str) -> str:
-    """Return the text with `word` in the place of every mention. An article before a mention is made to fit."""
+    """Return the text with `word` instead of every mention. An article before a mention is made to fit."""
     words = "|".join(r"\s+".join(map(re.escape, m.split())) for m in sorted(mentions, key=len, reverse=True))
 
     def other(found: re.Match[str]) -> str:

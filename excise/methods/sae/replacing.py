@@ -40,7 +40,7 @@ def replacing(
     other, other_ids = _read(pipe, edit, [pair.deconcept for pair in pairs], batch_size)
     places = [counterparts(a, b, own.shape[1], other.shape[1]) for a, b in zip(ids, other_ids, strict=True)]
     apart = own - torch.stack([states[at] for states, at in zip(other, places, strict=True)])
-    codes = torch.cat([edit.codes(part, sae).cpu() for part in own.split(batch_size)])
+    codes = torch.cat([edit.codes(own[n : n + batch_size], sae).cpu() for n in range(0, len(own), batch_size)])
     moves = least_squares(codes.flatten(0, 1).double(), apart.flatten(0, 1).double())
     left = apart.double() - codes.double() @ moves
     share = 1 - float(left.square().sum() / apart.double().square().sum().clamp(min=1e-12))
@@ -49,7 +49,8 @@ def replacing(
 
 def least_squares(z: Tensor, apart: Tensor) -> Tensor:
     """Return u `[k, d]`, the smallest that minimises Σ_n |apart_n - Σ_i z_ni u_i|², of z `[N, k]`, apart `[N, d]`."""
-    return torch.linalg.pinv(z.T @ z, hermitian=True) @ (z.T @ apart)
+    moves: Tensor = torch.linalg.pinv(z.T @ z, hermitian=True) @ (z.T @ apart)
+    return moves
 
 
 def counterparts(own: Sequence[int], other: Sequence[int], length: int, other_length: int) -> list[int]:
