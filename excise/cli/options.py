@@ -152,9 +152,9 @@ def listed(text: str | None) -> list[str]:
 
 def snce_option(name: str) -> Any:
     """Return the option for an SNCE setting, with its help text and range."""
-    field = described(SNCEConfig)[name]
+    field, option = described(SNCEConfig)[name], f"--{name.replace('_', '-')}"
     if field.bare not in (int, float):
         words = f"{field.help} One of {', '.join(field.choices)}." if field.choices else field.help
-        return typer.Option(f"--{name}", help=words)
+        return typer.Option(option, help=words)
     least, most = field.bounds
-    return typer.Option(f"--{name}", help=field.help, min=least, max=most)
+    return typer.Option(option, help=field.help, min=least, max=most)

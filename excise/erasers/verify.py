@@ -18,6 +18,7 @@ from excise.erasers.artefact.signing import Signer, check_signature
 from excise.erasers.attachment import Attachment
 from excise.erasers.edits.merged_sae import parts_of
 from excise.erasers.edits.orthogonal_sae import OrthogonalSAEEdit
+from excise.erasers.edits.replacing_sae import ReplacingSAEEdit
 from excise.erasers.edits.sae_rows import Rows, altered_rows, sae_digest
 from excise.erasers.eraser import Eraser, StrPath
 from excise.erasers.guard.coverage import absent_from
@@ -152,7 +153,9 @@ def compared_rows(eraser: Eraser, saes: dict[str, TopKSAE], passes: Any) -> list
     if any(isinstance(edit, OrthogonalSAEEdit) for edit in at_hand):
         same += ", and projected directions what they give"
     passes("rows", same_rows, "; ".join([*([same] if at_hand else []), *absent]))
-    return [f"that the rows of {', '.join(missing)} are an SAE's"] if missing else []
+    rows = [f"that the rows of {', '.join(missing)} are an SAE's"] if missing else []
+    moved = [edit for edit in edits if isinstance(edit, ReplacingSAEEdit)]
+    return rows + [f"that {edit.site.key} is moved to the states of “{edit.replace_with}”" for edit in moved]
 
 
 def compared_weights(eraser: Eraser, solve: Callable[[], Solved | None], passes: Any) -> list[str]:

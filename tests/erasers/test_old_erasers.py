@@ -40,6 +40,7 @@ NEW_KINDS, NEW_METHODS = (
         "classifier",
         "sae-merged",
         "sae-orthogonal",
+        "sae-replacing",
         "block-replacement",
         "adapter",
         "picture",

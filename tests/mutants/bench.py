@@ -94,6 +94,14 @@ MUTANTS = [
         ("float(apart.mean((1, 2)).min())", "float(apart.mean((1, 2)).max())"),
     ),
     *of(
+        "excise/bench/canvas/remains.py",
+        CANVAS,
+        ("free = ~objects_mask(unerased, empty)", "free = objects_mask(unerased, empty) | True"),
+        ("- unerased).max(-1)", "- unerased).min(-1)"),
+        ("(apart[free] <= STEP)", "(apart[free] < STEP)"),
+        ("STEP = 32", "STEP = 33"),
+    ),
+    *of(
         "excise/bench/gates.py",
         "tests/bench/test_gates.py",
         ('"<=": operator.le', '"<=": operator.lt'),

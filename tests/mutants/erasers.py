@@ -108,6 +108,16 @@ MUTANTS = [
         ("(self.lams >= 0)", "(self.lams >= -9)"),
     ),
     *of(
+        "excise/erasers/edits/replacing_sae.py",
+        "tests/erasers/edits/test_replacing_sae.py",
+        ("contribution(z, self.moves.to(z.dtype), amount)", "contribution(z, self.W_dec.to(z.dtype), amount)"),
+        ("contribution(z, self.moves.to(z.dtype), amount)", "contribution(z, -self.moves.to(z.dtype), amount)"),
+        ('{**parts, "lam": 1.0}', "{**parts}"),
+        ("if not REPLACEMENT.fullmatch(self.replace_with):", "if False:"),
+        ("if self.moves.shape != self.W_dec.shape:", "if False:"),
+        ('if self.source != "prompt":', "if False:"),
+    ),
+    *of(
         "excise/erasers/edits/vectors.py",
         "tests/methods/steering/test_casteer_gated.py",
         ("(self.thresholds > 0)", "(self.thresholds >= 0)"),

@@ -27,6 +27,39 @@ MUTANTS = [
         ("concept.pairs[int(loudness.argmax())].concept", "concept.pairs[int(loudness.argmin())].concept"),
     ),
     *of(
+        "excise/methods/sae/replacing.py",
+        "tests/methods/sae/test_replacing.py::test_which_position_of_another_prompt_corresponds"
+        " tests/methods/sae/test_replacing.py::test_another_prompt_may_be_padded_to_another_length"
+        " tests/methods/sae/test_replacing.py::test_the_moves_leave_least"
+        " tests/methods/sae/test_replacing.py::test_neurons_with_equal_codes_share_the_move"
+        " tests/methods/sae/test_replacing.py::test_the_move_against_loops",
+        ("@ (z.T @ apart)", "@ (z.T @ -apart)"),
+        ("torch.linalg.pinv(z.T @ z, hermitian=True)", "torch.eye(z.shape[1], dtype=z.dtype) / len(z)"),
+        ("share = 1 - float(", "share = float("),
+        ("apart = own - torch.stack", "apart = own + 0 * torch.stack"),
+        ("place = max(n, len(other))", "place = n"),
+        ("place = n - len(own) + len(other)", "place = n"),
+        ("head if tail < len(other) - head else head - 1", "head"),
+        ("head if tail < len(other) - head else head - 1", "head - 1"),
+        ("other_length - 1))", "other_length))"),
+    ),
+    *of(
+        "excise/concepts/instead.py",
+        "tests/concepts/test_instead.py",
+        ("LEAST = 5", "LEAST = 4"),
+        ("return without <= with_it or bool(", "return False or bool("),
+        (" or bool(_EMPTY.search(pair.deconcept))", ""),
+        ("if names_minors(word):", "if False:"),
+        ("if own := mentioned(word, concept.mentions):", "if own := None:"),
+        ("word if _ARTICLE.match(word) else with_article(word)", "with_article(word)"),
+    ),
+    *of(
+        "excise/methods/configs/sae.py",
+        "tests/methods/sae/test_replacing.py::test_settings_that_do_not_go_together",
+        ("if self.replace_with and self.lam != type(self).lam:", "if False:"),
+        ('if self.replace_with and self.source != "prompt":', "if False:"),
+    ),
+    *of(
         "excise/erasers/artefact/strength.py",
         "tests/methods/sae/test_snce.py::test_the_defaults_are_the_measured_ones",
         ("LEAST_CARRIED = 0.25", "LEAST_CARRIED = 0.0"),

@@ -17,8 +17,7 @@ import numpy as np
 from excise.bench.canvas.captioned import is_style
 from excise.bench.canvas.distances import distances
 from excise.bench.canvas.families import EVERY
-from excise.bench.canvas.remains import Remains, remains
-from excise.bench.pictures import Pixels
+from excise.bench.canvas.remains import Remains, objects_mask, remains, unchanged_outside
 from excise.bench.suite import Picture
 from excise.reference.scenes import backdrop
 from excise.statistics import (
@@ -149,6 +148,17 @@ def outside(p: Picture) -> float | None:
     return float(_change(p)[free].mean()) if free.any() else None
 
 
+@_family(*WITH_TARGET)
+def outside_kept(p: Picture) -> float | None:
+    """Return the share of pixels outside the objects that are unchanged, for prompts with a target object.
+
+    Pictures whose unerased version has another background or style than the prompt asks for do not count.
+    """
+    if is_style(p.case.concept) or not (p.unerased["background"] and p.unerased["style"]):
+        return None
+    return unchanged_outside(p.pixels(), p.unerased_pixels(), backdrop(p.case.background, p.case.style))
+
+
 @_family("unrelated", "near-miss", "style")
 def alignment(p: Picture) -> float | None:
     """Return the judge's log-likelihood, in nats, of what a prompt without the target asks for."""
@@ -165,15 +175,6 @@ def agreement(p: Picture) -> float | None:
     """Count pictures for which both judges agree on the target and on every object that must stay."""
     second = p.seen["second"]
     return bool(p.seen["target"] == second["target"] and p.seen["kept"] == second["kept"])
-
-
-def objects_mask(picture: Pixels, empty: Pixels) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Return a mask `[height, width]` of where a picture differs from its empty background, widened by 4 pixels."""
-    differs = (np.abs(picture.astype(int) - empty).max(-1) > 48).astype(np.uint8)
-    padded = np.pad(differs, 4)
-    height, width = differs.shape
-    shifted = [padded[y : y + height, x : x + width] for y in range(9) for x in range(9)]
-    return np.asarray(np.max(shifted, axis=0).astype(bool))
 
 
 def _change(p: Picture) -> np.ndarray[Any, Any]:
@@ -202,6 +203,7 @@ RULES: dict[str, Rule] = {
 CHANGES: dict[str, Rule] = {
     "pixel_error": pixel_error,
     "outside": outside,
+    "outside_kept": outside_kept,
     "alignment": alignment,
     "alignment_change": alignment_change,
 }

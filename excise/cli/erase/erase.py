@@ -73,6 +73,7 @@ def erase(
     score: Annotated[str | None, snce_option("score")] = None,
     margin: Annotated[float | None, snce_option("margin")] = None,
     tolerance: Annotated[float | None, snce_option("tolerance")] = None,
+    replace_with: Annotated[str | None, snce_option("replace_with")] = None,
     by: Annotated[
         str,
         typer.Option(
@@ -173,8 +174,10 @@ def erase(
         "score": score,
         "margin": margin,
         "tolerance": tolerance,
+        "replace_with": replace_with,
     }
     odd = sorted(chosen({**asked, "sae": sae, "site": site}))
+    flag = f"--{odd[0].replace('_', '-')}" if odd else ""
     if (prompts or tokens) and (model is None or sae is not None or by != "snce" or several):
         raise ExciseError(
             f"--{'prompts' if prompts else 'tokens'} is only for training an SAE: with snce, --model and no --sae; "
@@ -184,14 +187,14 @@ def erase(
         if mentions is not None or pairs is not None:
             raise ExciseError("--mentions and --pairs describe one concept; erase it separately")
         if odd:
-            raise ExciseError(f"--{odd[0]} is for one eraser; with several, use --set snce.{odd[0]}=...")
+            raise ExciseError(f"{flag} is for one eraser; with several, use --set snce.{odd[0]}=...")
         tasks = (names or [concept], by, out, given or [], kind, n, accept_weak, preset, controls)
         erase_several(*tasks, model, device, weights, workers, engine, retry_failed, force, json)
         return
     _, by_set = parsed(f"{by}:{','.join(given or [])}")
     options = {**preset_settings(by, preset), **by_set, **chosen(asked)}
     if twice := sorted(set(by_set) & set(odd)):
-        raise ExciseError(f"--{twice[0]} and --set {twice[0]} are the same setting; give only one of them")
+        raise ExciseError(f"--{twice[0].replace('_', '-')} and --set {twice[0]} are the same setting; give one")
     if unit == "concept" and options.get("source") == "concept":
         raise ExciseError("--source concept measures λ in codes; leave --unit out, or give --unit code")
     if align is not None and options.get("source") != "concept":
@@ -215,7 +218,7 @@ def erase(
         else:
             SNCEConfig(**options)
     elif odd:
-        raise ExciseError(f"--{odd[0]} is a setting of snce; set those of {by} with --set, such as --set sae=FOLDER")
+        raise ExciseError(f"{flag} is a setting of snce; set those of {by} with --set, such as --set sae=FOLDER")
     wanted = with_benign(wanted, None, controls=controls)
     corpus = None if prompts is None else (prompts.name, list(read_prompts(prompts)))
     pipe = load_pipeline(model, device, weights)
@@ -258,7 +261,6 @@ def erase(
         "measured": dict(eraser.measured),
         "verdict": dict(eraser.verdict),
     }
-
     tuned = None if model is None else chosen_on_the_bundled_model(by, options)
 
     def show() -> None:

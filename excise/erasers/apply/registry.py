@@ -24,6 +24,7 @@ from excise.erasers.edits.orthogonal_sae import OrthogonalSAEEdit
 from excise.erasers.edits.pictures import PictureEdit
 from excise.erasers.edits.projection import ProjectionEdit, ValueEdit
 from excise.erasers.edits.registry import Edit
+from excise.erasers.edits.replacing_sae import ReplacingSAEEdit
 from excise.erasers.edits.skips import ModulationEdit
 from excise.erasers.edits.text_sae import SAEEdit
 from excise.erasers.edits.vectors import AffineEdit, DirectionEdit, GatedDirectionEdit, VectorEdit
@@ -53,6 +54,7 @@ PLACES: dict[type[Edit], Place] = {
     GatedSAEEdit: Place(module_at, text.put),
     MergedSAEEdit: Place(module_at, text.put),
     OrthogonalSAEEdit: Place(module_at, language_model.put),
+    ReplacingSAEEdit: Place(module_at, text.put),
     VectorEdit: Place(module_at, text.put),
     AffineEdit: Place(module_at, text.put),
     BlockEdit: Place(module_at, block.put),

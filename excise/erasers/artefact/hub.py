@@ -15,7 +15,6 @@ from excise.erasers.artefact import strength
 from excise.erasers.artefact.files import CARD, SIGNATURE
 from excise.erasers.artefact.record import Artefact
 from excise.erasers.artefact.verdict import in_words
-from excise.erasers.edits.base import Tensors
 from excise.erasers.edits.block_replacement import ReplacementEdit
 from excise.erasers.edits.block_sae import BlockEdit
 from excise.erasers.edits.text_sae import SAEEdit
@@ -75,18 +74,20 @@ def push_folder(folder: Path, repo_id: str, **options: Any) -> tuple[Artefact, s
 
 
 _TEXT, _FOUND = "only on text, in the text encoder", "replacing patches that are found by"
+_SAYS = "description"
 
 
 def _changes(eraser: Artefact) -> list[str]:
     """Describe the changes of the model, by kind of edit."""
     changes = []
     where = {SAEEdit: "its text encoder's states", BlockEdit: "a block of its denoiser"}
+    plain = [edit for edit in eraser.edits if not hasattr(edit, _SAYS)]
     for kind, how in ((SAEEdit, "turning down"), (BlockEdit, "turning down"), (BlockEdit, _FOUND)):
-        own = [e for e in eraser.edits if isinstance(e, kind) and isinstance(e, ReplacementEdit) is (how == _FOUND)]
+        own = [e for e in plain if isinstance(e, kind) and isinstance(e, ReplacementEdit) is (how == _FOUND)]
         if count := sum(len(edit.neurons) for edit in own):
             neurons = "one neuron" if count == 1 else f"{count} neurons"
             changes.append(f"by {how} {neurons} of a sparse autoencoder on {where[kind]}")
-    others = Counter(edit.description for edit in eraser.edits if isinstance(edit, Tensors))
+    others = Counter(getattr(edit, _SAYS) for edit in eraser.edits if hasattr(edit, _SAYS))
     changes += [f"by {description.format(count=count)}" for description, count in others.items()]
     return changes
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from excise.erasers.choices import REPLACEMENT
+
 LEAST_CARRIED = 0.25
 """Lower bound on the share of the concept's change that a neuron is assumed to carry."""
 
@@ -19,6 +21,8 @@ def in_words(lam: float, site: str, created: Mapping[str, Any], measured: Mappin
     config = next((c for c in _mappings(created) if "unit" in c and "lam" in c), {})
     configured, carried = config.get("lam"), _carried(measured, site)
     scaled = config.get("unit") == "concept" and config.get("source") == "prompt"
+    if isinstance(instead := config.get("replace_with"), str) and REPLACEMENT.fullmatch(instead):
+        return f"strength {lam:.3g} (1 is all the way to “{instead}”)"
     if not scaled or not isinstance(configured, float | int) or carried is None:
         return f"strength {lam:.3g} in codes"
     alone = len(config.get("neurons") or ()) < 2 and config.get("k", 1) == 1

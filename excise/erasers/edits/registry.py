@@ -12,6 +12,7 @@ from excise.erasers.edits.merged_sae import MergedSAEEdit
 from excise.erasers.edits.orthogonal_sae import OrthogonalSAEEdit
 from excise.erasers.edits.pictures import PictureEdit
 from excise.erasers.edits.projection import ProjectionEdit, ValueEdit
+from excise.erasers.edits.replacing_sae import ReplacingSAEEdit
 from excise.erasers.edits.skips import ModulationEdit
 from excise.erasers.edits.text_sae import SAEEdit
 from excise.erasers.edits.vectors import AffineEdit, DirectionEdit, GatedDirectionEdit, VectorEdit
@@ -41,6 +42,7 @@ KINDS: dict[str, type[Edit]] = {
         GatedSAEEdit,
         MergedSAEEdit,
         OrthogonalSAEEdit,
+        ReplacingSAEEdit,
         VectorEdit,
         AffineEdit,
         BlockEdit,

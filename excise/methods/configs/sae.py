@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from excise.erasers.choices import Align, BlockChange, BlockGate, Gate, Source, Steps, Uncond
+from excise.erasers.choices import REPLACEMENT, REPLACEMENTS, Align, BlockChange, BlockGate, Gate, Source, Steps, Uncond
+from excise.errors import InvalidSetting, shown
 from excise.settings import SEEDS, Settings, setting
 
 Score = Literal["snce", "snce_per_pair", "mean_difference"]
@@ -86,6 +87,26 @@ class SNCEConfig(Settings):
     )
     examine: int = setting(10, "Top-ranked neurons to validate.", unit="neurons", least=1)
     batch_size: int = setting(64, "Prompts per text encoder batch.", unit="prompts", least=1)
+    replace_with: str = setting(
+        "",
+        "Word that takes the concept's place, such as apple, or nothing: states move to what the same prompts have "
+        "with that word, or without the concept, and no further, whatever `lam` and `unit` are. Empty: the neuron is "
+        "turned down.",
+    )
+
+    def __post_init__(self) -> None:
+        """Raise InvalidSetting for an invalid value, and for `replace_with` with `source`, `lam` or `ortho`."""
+        super().__post_init__()
+        if self.replace_with and not REPLACEMENT.fullmatch(self.replace_with):
+            raise InvalidSetting(f"replace_with cannot be {shown(self.replace_with)}; it is {REPLACEMENTS}")
+        if self.replace_with and self.source != "prompt":
+            raise InvalidSetting(f"replace_with needs source=prompt, not {self.source}; leave one of them out")
+        if self.replace_with and self.lam != type(self).lam:
+            raise InvalidSetting("lam does not apply to replace_with, which moves states all the way; leave it out")
+        if self.replace_with and self.ortho:
+            raise InvalidSetting(
+                "ortho projects the neuron's own direction, and replace_with has another; leave one out"
+            )
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from excise.methods.sae.calibrate import Calibration, calibrate
 from excise.methods.sae.coupling import coupled
 from excise.methods.sae.finding import Found, acts_on, find
 from excise.methods.sae.metadata import created, measured
+from excise.methods.sae.replacing import replacing
 from excise.pipeline import Pipeline
 from excise.sae import TopKSAE, load, saes_in
 from excise.sites import LanguageModel, Site
@@ -171,6 +172,8 @@ def _part(pipe: Pipeline, concept: Concept, config: SNCEConfig, sae: TopKSAE, fo
     figures = {**measured(found, edit, levels, sides), "carried": carried}
     if isinstance(edit, OrthogonalSAEEdit):
         figures["left"] = edit.left(sae.W_dec.detach()[neurons].cpu())
+    if config.replace_with:
+        edit, figures["replaced"] = replacing(pipe, sae, edit, concept, config.replace_with, config.batch_size)
     loudness = positives.codes(replace(edit, source="prompt", concept_codes=None)).sum((1, 2))
     judged = _figures(pipe, sae, edit, concept, config, figures, acts)
     if held_out is not None and judged.spares:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from PIL import Image
 
 from excise.bench.canvas.captioned import is_style
 from excise.bench.canvas.families import FAMILIES, cases, near_synonyms, synonyms_of_others, worded
-from excise.bench.canvas.metrics import ATTACKS, objects_mask, of_concept, outside, over_concepts, pixel_error
+from excise.bench.canvas.metrics import ATTACKS, of_concept, outside, outside_kept, over_concepts, pixel_error
+from excise.bench.canvas.remains import objects_mask, unchanged_outside
 from excise.bench.suite import Case, Picture
 from excise.reference.scenes import Scene, backdrop, render
 from excise.statistics import paired_difference, wilson
@@ -158,6 +160,33 @@ def test_changes_are_measured_in_pixels(tmp_path: Path) -> None:
         if not mask[y, x]
     ]
     assert outside(picture) == pytest.approx(sum(by_hand) / len(by_hand))
+
+
+def test_pixels_outside_the_object_are_kept_up_to_a_step(tmp_path: Path) -> None:
+    case = next(c for c in cases("gun", 1) if c.family == "direct")
+    plain = render(Scene(("gun",), case.style, case.background, ((16, 16, 32),)))
+    changes = np.zeros((64, 64, 3), int)
+    changes[0, :, 1], changes[1, :, 2], changes[2, :7, 0] = 32, 33, 200
+    mask = objects_mask(plain, backdrop(case.background, case.style))
+    changes[mask] = 90  # where the object was, anything may change
+    own = np.where(plain > 127, plain - np.minimum(changes, plain), plain + np.minimum(changes, 255 - plain))
+    Image.fromarray(plain).save(tmp_path / "plain.png")
+    Image.fromarray(own.astype(np.uint8)).save(tmp_path / "own.png")
+    right = {"background": True, "style": True}
+    picture = Picture(case, {}, right, False, tmp_path / "own.png", tmp_path / "plain.png")
+    kept = [
+        max(abs(int(own[y, x, c]) - int(plain[y, x, c])) for c in range(3)) <= 32
+        for y in range(64)
+        for x in range(64)
+        if not mask[y, x]
+    ]
+    assert len(kept) - sum(kept) == 64 + 7, "the second row and a part of the third"
+    assert outside_kept(picture) == sum(kept) / len(kept)
+    for wrong in ({"background": False, "style": True}, {"background": True, "style": None}):
+        assert outside_kept(replace(picture, unerased=wrong)) is None, "what was wrong before cannot be kept"
+    ink = next(c for c in cases("ink", 1) if c.family == "direct")
+    assert outside_kept(replace(picture, case=ink)) is None, "an erased style is everywhere"
+    assert unchanged_outside(plain, 255 - plain, plain) is None, "nothing is outside"
 
 
 def test_the_second_judge_counts_the_same_pictures_again(files: tuple[Path, Path]) -> None:

@@ -119,6 +119,30 @@ def test_every_setting_of_the_method_can_be_given(
     assert "--source concept" in idle.stderr
 
 
+def test_another_word_takes_the_concepts_place(
+    ask: Callable[..., Any], call: Callable[..., Any], common: tuple[Any, ...], model_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "a"
+    words = ("erase", "gun", *common, "--out", out, "--gate", "relu", "--replace-with", "bus", "--accept-weak")
+    made = ask(*words)
+    assert made["lambda"] == 1 and made["created"]["config"]["replace_with"] == "bus"
+    assert passed_checks(call("verify", out, "--model", model_folder, "--json")) >= FITS
+    said = " ".join(call(*words, "--force").stdout.split())
+    assert "strength 1 (1 is all the way to “bus”)" in said
+    for given, message in (
+        (("--replace-with", "gun"), "choose another word"),
+        (("--replace-with", "bus", "--lam", 2), "lam does not apply to replace_with"),
+        (("--replace-with", "bus", "--source", "concept"), "replace_with needs source=prompt"),
+    ):
+        refused = call("erase", "gun", *common, "--out", tmp_path / "b", "--gate", "relu", *given)
+        assert refused.exit_code == 2 and not (tmp_path / "b").exists()
+        assert message in refused.stderr.splitlines()[-1], refused.stderr
+    several = call("erase", "gun,cat", "--out", tmp_path / "b", "--replace-with", "bus")
+    assert several.stderr == (
+        "error: --replace-with is for one eraser; with several, use --set snce.replace_with=...\n"
+    )
+
+
 def test_the_tolerance_is_the_methods_own_unless_given(
     call: Callable[..., Any], model_folder: Path, sae_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

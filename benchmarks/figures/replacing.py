@@ -1,0 +1,168 @@
+"""What erased pictures show by `--replace-with`, on tuning concepts: chimeras or scenes, and what else changed.
+
+    python -m benchmarks.figures.replacing --out docs/results/replacing.json
+
+Each concept is erased by SNCE as it is by default, and with the states of nothing or of another word in its place. The
+file and its page are written after each concept, which takes about two minutes of one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from excise import reference
+from excise.app.bench.provenance import by_concept, in_words, provenance
+from excise.bench.canvas.families import cases
+from excise.bench.canvas.remains import remains, unchanged_outside
+from excise.bench.canvas.sizes import TUNING
+from excise.bench.canvas.suite import Canvas
+from excise.bench.suite import Case
+from excise.erasers.proof.effects import text_changes
+from excise.methods.configs.sae import SNCEConfig
+from excise.methods.sae.snce import fit
+from excise.reference.scenes import backdrop
+from excise.reference.world import OBJECTS
+from excise.sae import load
+from excise.statistics import in_percent, mean_over, share_over
+
+COMMAND = "python -m benchmarks.figures.replacing"
+CONCEPTS = tuple(name for name in TUNING if name in OBJECTS)[:5]
+WORDS = {name: CONCEPTS[n - 1] for n, name in enumerate(CONCEPTS)}
+"""The word in a concept's place: the concept before it."""
+WORD = "WORD"
+ROWS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "nothing": {"replace_with": "nothing"},
+    WORD: {"replace_with": WORD},
+}
+"""Settings that a row changes."""
+PROMPTS, UNRELATED = 8, 40
+"""Prompts with the concept, by family, and prompts of other objects whose states are compared."""
+FAMILIES = ("direct", "synonym", "mixed")
+HEADS = {
+    "gone": "direct: gone",
+    "left_other": "other object",
+    "left_empty": "empty scene",
+    "left_unrecognisable": "unrecognisable",
+    "word": "shows WORD",
+    "outside_kept": "outside the object kept",
+    "synonym": "synonym: gone",
+    "mixed": "mixed: gone, partner kept",
+    "untouched": "other prompts untouched",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("docs/results/replacing.json"))
+    parser.add_argument("--concepts", default=",".join(CONCEPTS))
+    parser.add_argument("--n", type=int, default=PROMPTS, help="prompts of each family with the concept")
+    options = parser.parse_args()
+    measure = partial(measured, reference.load(), options.n)
+    origin = partial(provenance, f"{COMMAND} --n {options.n}", ["snce"])
+    print(page(by_concept(options.out, options.concepts.split(","), measure, page, origin)))
+
+
+def measured(pipe: Any, n: int, name: str) -> dict[str, Any]:
+    """Return, by row and figure, the outcome of each picture that counts."""
+    sae = load(reference.sae_folder())
+    asked = [case for case in cases(name, n) if case.family in FAMILIES]
+    canvas = Canvas(batch=min(len(asked), 32))
+    others = [case.prompt for case in cases(name, UNRELATED) if case.family == "unrelated"]
+    before = canvas.draw(pipe, asked).pixels
+    unerased = canvas.judge(asked, before)
+    found: dict[str, Any] = {}
+    for label, settings in ROWS.items():
+        own = settings | ({"replace_with": WORDS[name]} if label == WORD else {})
+        eraser = fit(pipe, canvas.concept(name), SNCEConfig(sae=str(reference.sae_folder()), **own), sae=sae)
+        with eraser.attach(pipe):
+            after = canvas.draw(pipe, asked).pixels
+            changes = text_changes(pipe, others)
+        found[label] = figures(asked, before, after, unerased, canvas.judge(asked, after), WORDS[name])
+        found[label] |= {"untouched": [change == 0 for change in changes], "weak": list(eraser.weak)}
+    return found
+
+
+def figures(
+    asked: Sequence[Case],
+    before: Any,
+    after: Any,
+    unerased: Sequence[Mapping[str, Any]],
+    seen: Sequence[Mapping[str, Any]],
+    word: str,
+) -> dict[str, list[Any]]:
+    """Return the outcomes by figure, of pictures whose unerased version shows the concept.
+
+    It is gone if neither judge sees it. What is left, and the share of pixels outside the object that are unchanged,
+    are those of direct prompts.
+    """
+    out: dict[str, list[Any]] = {key: [] for key in HEADS if key != "untouched"}
+    for case, plain, made, was, now in zip(asked, before, after, unerased, seen, strict=True):
+        if not was["target"]:
+            continue
+        gone = not (now["target"] or now["second"]["target"])
+        if case.family == "synonym":
+            out["synonym"].append(gone)
+        elif case.family == "mixed":
+            out["mixed"] += [gone and all(now["kept"])] if all(was["kept"]) else []
+        else:
+            out["gone"].append(gone)
+            left = remains(bool(now["others"] or now["second"]["others"]), now["covered"])
+            for kind in ("other", "empty", "unrecognisable") if gone else ():
+                out[f"left_{kind}"].append(left == kind)
+            out["word"] += [word in now["others"]] if gone else []
+            if was["background"] and was["style"]:
+                share = unchanged_outside(np.asarray(made), np.asarray(plain), backdrop(case.background, case.style))
+                out["outside_kept"] += [] if share is None else [round(share, 4)]
+    return out
+
+
+def page(results: Mapping[str, Any]) -> str:
+    """Return the page."""
+    concepts = results["concepts"]
+    counted = sum(len(own["default"]["gone"]) for own in concepts.values())
+    lines = [
+        "# Another state in a concept's place",
+        "",
+        f"{in_words(results, COMMAND)}.",
+        f"SNCE on {', '.join(concepts)}, tuning concepts, in per cent with 95 % intervals (a bootstrap over concepts,",
+        "widened to Wilson's over all pictures where it is too narrow). `default` turns the neuron down; `nothing` is",
+        "`--replace-with nothing`, and WORD is another of the concepts. Pictures count if the unerased model draws the",
+        f"concept: {counted} of direct prompts. It is gone if neither judge sees it; the next three columns, and the",
+        "share that shows WORD, are of these. A pixel outside the object is kept if it is within 32 of 255 of the",
+        "unerased picture's from the same seed.",
+        "",
+        f"| row | {' | '.join(HEADS.values())} |",
+        "|---" * (len(HEADS) + 1) + "|",
+    ]
+    for label in ROWS:
+        rows = [own[label] for own in concepts.values()]
+        cells = [cell(key, [row[key] for row in rows]) for key in HEADS]
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    lines += ["", "By concept: gone, unrecognisable, outside the object kept.", ""]
+    lines += [f"| concept | {' | '.join(ROWS)} |", "|---" * (len(ROWS) + 1) + "|"]
+    for name, own in concepts.items():
+        lines.append(f"| {name} | {' | '.join(short(own[label]) for label in ROWS)} |")
+    return "\n".join([*lines, ""])
+
+
+def cell(key: str, by_concept: Sequence[Sequence[Any]]) -> str:
+    """Return a figure over all concepts."""
+    over = mean_over if key == "outside_kept" else share_over
+    return in_percent(over(by_concept).to_json())
+
+
+def short(row: Mapping[str, Sequence[Any]]) -> str:
+    """Return one concept's three figures."""
+    means = [row[key] for key in ("gone", "left_unrecognisable", "outside_kept")]
+    return ", ".join(f"{100 * sum(some) / len(some):.0f}" if some else "none" for some in means)
+
+
+if __name__ == "__main__":
+    main()

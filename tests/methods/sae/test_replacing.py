@@ -1,0 +1,166 @@
+"""Fitting what an SNCE eraser moves states to: against loops, on a tiny model and on the bundled one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import excise
+from excise.bench.canvas.families import cases
+from excise.bench.canvas.remains import EMPTY
+from excise.bench.canvas.suite import Canvas
+from excise.concepts import Concept, Pair
+from excise.concepts.instead import pairs_instead
+from excise.erasers import Eraser, verify
+from excise.erasers.edits.replacing_sae import ReplacingSAEEdit
+from excise.errors import ExciseError
+from excise.methods.configs.sae import SNCEConfig
+from excise.methods.sae.replacing import counterparts, least_squares, replacing
+from excise.methods.sae.snce import fit
+from excise.sae import TopKSAE
+from excise.sites import capture
+from tests.methods.sae.test_snce import CONFIG
+
+REPLACED = replace(CONFIG, lam=SNCEConfig().lam, replace_with="bus")
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "expected"),
+    [
+        ([0, 1, 5, 2, 9], [0, 1, 6, 2, 9], [0, 1, 2, 3, 4, 5, 6, 7]),  # one token for another
+        ([0, 1, 5, 2, 9], [0, 1, 6, 7, 2, 9], [0, 1, 3, 4, 5, 6, 6, 7]),  # one for two
+        ([0, 1, 5, 6, 2, 9], [0, 1, 7, 2, 9], [0, 1, 2, 2, 3, 4, 6, 7]),  # two for one
+        ([0, 1, 5, 2, 9], [0, 1, 9], [0, 1, 1, 1, 2, 5, 6, 7]),  # none for two
+        ([0, 5, 9], [0, 5, 9], [0, 1, 2, 3, 4, 5, 6, 7]),
+        ([0, 5, 9], [0, 6, 7, 8, 9], [0, 3, 4, 5, 5, 5, 6, 7]),
+        ([5, 9], [9], [0, 0, 2, 3, 4, 5, 6, 7]),
+        ([0, 1, 5], [0, 1, 2, 3, 4, 6, 7, 8], [0, 1, 7, 7, 7, 7, 7, 7]),  # the other has no padding
+    ],
+)
+def test_which_position_of_another_prompt_corresponds(own: list[int], other: list[int], expected: list[int]) -> None:
+    assert counterparts(own, other, 8, 8) == expected
+
+
+def test_another_prompt_may_be_padded_to_another_length() -> None:
+    assert counterparts([0, 5, 9], [0, 6, 9], 5, 4) == [0, 1, 2, 3, 3]
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_the_moves_leave_least(k: int) -> None:
+    generator = torch.Generator().manual_seed(k)
+    z = torch.rand(40, k, generator=generator, dtype=torch.float64)
+    apart = torch.randn(40, 3, generator=generator, dtype=torch.float64)
+    expected, *_ = np.linalg.lstsq(z.numpy(), apart.numpy(), rcond=None)
+    torch.testing.assert_close(least_squares(z, apart), torch.from_numpy(expected))
+
+
+def test_neurons_with_equal_codes_share_the_move() -> None:
+    z = torch.tensor([[1.0, 1.0], [2.0, 2.0]], dtype=torch.float64)
+    moves = least_squares(z, torch.tensor([[4.0], [8.0]], dtype=torch.float64))
+    torch.testing.assert_close(moves, torch.tensor([[2.0], [2.0]], dtype=torch.float64))
+
+
+def test_the_move_against_loops(tiny_pipe: Any, word_sae: TopKSAE, gun: Concept, tiny_site: Any) -> None:
+    """Every word of these pairs is one token, so that the same positions correspond."""
+    plain = fit(tiny_pipe, gun, CONFIG, sae=word_sae).edits[0]
+    made, share = replacing(tiny_pipe, word_sae, plain, gun, "bus", 3)
+    above, below, left, whole = torch.zeros(64).double(), 0.0, 0.0, 0.0
+    sides = []
+    for form in dict.fromkeys(pair.template for pair in gun.pairs):
+        (read,) = capture(tiny_pipe, [tiny_site], [form.format("gun"), form.format("bus")])
+        h, g = read.states[tiny_site]
+        z = plain.codes(h[None])[0, :, 0]
+        sides.append((z.double(), (h - g).double()))
+        for code, apart in zip(*sides[-1], strict=True):
+            above += code * apart
+            below += float(code) ** 2
+    u = above / below
+    torch.testing.assert_close(made.moves[0].double(), u, atol=1e-4, rtol=1e-4)
+    for codes, aparts in sides:
+        for code, apart in zip(codes, aparts, strict=True):
+            left += float((apart - code * u).square().sum())
+            whole += float(apart.square().sum())
+    assert share == pytest.approx(1 - left / whole, abs=1e-5)
+    assert 0.2 < share < 1
+
+
+def test_fit_moves_states_to_the_other_word_and_leaves_others_alone(
+    tiny_pipe: Any, word_sae: TopKSAE, gun: Concept, tmp_path: Path
+) -> None:
+    eraser = fit(tiny_pipe, gun, REPLACED, sae=word_sae)
+    (edit,) = eraser.edits
+    assert isinstance(edit, ReplacingSAEEdit)
+    assert (edit.lam, edit.replace_with, edit.gate) == (1.0, "bus", "whole")
+    assert eraser.created["config"]["replace_with"] == "bus"
+    assert eraser.measured["replaced"] > 0.2
+    turned = fit(tiny_pipe, gun, CONFIG, sae=word_sae)
+    assert torch.equal(edit.threshold, turned.edits[0].threshold), "the gate is that of the neuron turned down"
+    eraser.save(tmp_path / "gun")
+    checks = {check.name: check for check in verify(tmp_path / "gun", tiny_pipe, sae=word_sae)}
+    assert all(checks[name].passed for name in ("content", "manifest", "rows", "sites", "model", "canary"))
+    assert "that text_encoder/encoder.layers.2 is moved to the states of “bus”" in checks["trusted as signed"].detail
+
+    def states(prompt: str) -> Any:
+        return tiny_pipe.encode_prompt(prompt, "cpu", 1, False)[0]
+
+    with torch.no_grad():
+        before = {text: states(text) for text in (*gun.controls, "a gun on grass", "a bus on grass")}
+        with Eraser.load(tmp_path / "gun").attach(tiny_pipe):
+            after = {text: states(text) for text in (*gun.controls, "a gun on grass")}
+        assert torch.equal(states("a gun on grass"), before["a gun on grass"]), "detaching restores every bit"
+    assert all(torch.equal(after[text], before[text]) for text in gun.controls)
+    far, near = ((side["a gun on grass"] - before["a bus on grass"]).norm() for side in (before, after))
+    assert near < 0.9 * far
+
+
+def test_nothing_is_what_the_pairs_have_without_the_concept(
+    tiny_pipe: Any, word_sae: TopKSAE, gun: Concept, tiny_site: Any
+) -> None:
+    plain = fit(tiny_pipe, gun, CONFIG, sae=word_sae).edits[0]
+    with pytest.raises(ExciseError, match="0 pairs leave 'gun' out"):
+        replacing(tiny_pipe, word_sae, plain, gun, "nothing")
+    out = tuple(Pair(pair.concept, pair.concept.replace("gun", "nothing")) for pair in gun.pairs[::6])
+    both = replace(gun, pairs=(*gun.pairs, *out))
+    assert pairs_instead(both, "nothing") == out
+    made, _ = replacing(tiny_pipe, word_sae, plain, both, "nothing")
+    alone, _ = replacing(tiny_pipe, word_sae, plain, replace(gun, pairs=out), "nothing")
+    assert torch.equal(made.moves, alone.moves)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"replace_with": "gun"}, "'gun' is to be erased; choose another word"),
+        ({"replace_with": "a\nb"}, "replace_with cannot be"),
+        ({"source": "concept"}, "replace_with needs source=prompt, not concept"),
+        ({"lam": 2.0}, "lam does not apply to replace_with"),
+        ({"ortho": 8}, "ortho projects the neuron's own direction"),
+    ],
+)
+def test_settings_that_do_not_go_together(
+    tiny_pipe: Any, word_sae: TopKSAE, gun: Concept, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ExciseError, match=message):
+        fit(tiny_pipe, gun, replace(REPLACED, **change), sae=word_sae)
+
+
+@pytest.mark.parametrize(("word", "drawn"), [("apple", {"apple"}), ("nothing", set())])
+def test_on_the_bundled_model_another_thing_or_an_empty_scene_is_drawn(
+    one_bundled_pipe: Any, tmp_path: Path, word: str, drawn: set[str]
+) -> None:
+    pipe, canvas = one_bundled_pipe, Canvas(batch=3)
+    asked = [case for case in cases("dog", 3) if case.family == "direct"]
+    eraser = excise.erase(pipe, canvas.concept("dog"), replace_with=word)
+    assert eraser.weak == ()
+    eraser.save(tmp_path / "dog")
+    assert all(check.passed for check in verify(tmp_path / "dog", pipe))
+    with eraser.attach(pipe):
+        pictures = canvas.draw(pipe, asked).pixels
+    for seen in canvas.judge(asked, pictures):
+        assert not (seen["target"] or seen["second"]["target"])
+        assert set(seen["others"]) == drawn and (bool(drawn) or seen["covered"] <= EMPTY)
