@@ -105,7 +105,7 @@ class SNCEConfig(Settings):
             raise InvalidSetting("lam does not apply to replace_with, which moves states all the way; leave it out")
         if self.replace_with and self.ortho:
             raise InvalidSetting(
-                "ortho projects the neuron's own direction, and replace_with has another; leave one out"
+                "ortho projects the neuron's own direction, replace_with has another; leave one out"
             )
 
 
