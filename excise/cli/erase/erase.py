@@ -269,7 +269,7 @@ def erase(
             if edit.neurons:
                 neurons = ", ".join(map(str, edit.neurons))
                 name, amount = edit.coefficient
-                how = f"{SYMBOLS[name]} = {amount:g}"
+                how = f"{SYMBOLS.get(name, name)} = {amount:g}"
                 if name == "lambda":
                     how = strength.in_words(amount, edit.site.key, eraser.created, eraser.measured)
                 echo(f"neuron {neurons} at {edit.site.key}, {how}")

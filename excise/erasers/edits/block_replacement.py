@@ -83,7 +83,7 @@ class ReplacementEdit(BlockEdit):
     @property
     def coefficient(self) -> tuple[str, float]:
         """Name and value of its strength, the share of the way to the other patch: always the whole way."""
-        return "replaced", 1.0
+        return "replacement", 1.0
 
     def change(self, x: Tensor, z: Tensor, steps: Sequence[int], strength: float, sae: Any | None) -> Tensor:
         """Return `[B, N, d]`: strength · (h_p - h_q) in patches with a code above its gate, else exactly 0."""

@@ -25,7 +25,7 @@ def captions(tmp_path: Path) -> Path:
 
 
 def test_a_block_with_labels_and_an_eraser_by_it(
-    ask: Callable[..., Any], model_folder: Path, captions: Path, tmp_path: Path
+    ask: Callable[..., Any], call: Callable[..., Any], model_folder: Path, captions: Path, tmp_path: Path
 ) -> None:
     common = ("--model", model_folder, "--block", BLOCK, "--prompts", captions, "--steps", 2, *SMALL)
     labels = ("--label", "object", "--label", "place", "--features", tmp_path / "features")
@@ -54,6 +54,10 @@ def test_a_block_with_labels_and_an_eraser_by_it(
     )
     assert erased["neurons"] == [0]
     assert erased["site"] == f"unet/{BLOCK}"
+    options = ("--model", model_folder, "--method", "saemnesia", "--n", 6, *settings, "--set", "edit=replace")
+    told = call("erase", "gun", "--out", tmp_path / "patches", *options)
+    assert told.exit_code == 0, told.output
+    assert f"neuron 0 at unet/{BLOCK}, replacement = 1" in " ".join(told.stdout.split())
 
 
 def test_a_block_without_labels(ask: Callable[..., Any], model_folder: Path, tmp_path: Path) -> None:
