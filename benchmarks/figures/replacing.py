@@ -35,13 +35,15 @@ COMMAND = "python -m benchmarks.figures.replacing"
 CONCEPTS = tuple(name for name in TUNING if name in OBJECTS)[:5]
 WORDS = {name: CONCEPTS[n - 1] for n, name in enumerate(CONCEPTS)}
 """The word in a concept's place: the concept before it."""
-WORD = "WORD"
+WORD, FURTHER = "WORD", 1.25
 ROWS: dict[str, dict[str, Any]] = {
     "default": {},
     "nothing": {"replace_with": "nothing"},
+    "nothing, 1.25": {"replace_with": "nothing", "strength": FURTHER},
     WORD: {"replace_with": WORD},
+    f"{WORD}, 1.25": {"replace_with": WORD, "strength": FURTHER},
 }
-"""Settings that a row changes."""
+"""Settings that a row changes, and the strength at which its eraser is attached."""
 PROMPTS, UNRELATED = 8, 40
 """Prompts with the concept, by family, and prompts of other objects whose states are compared."""
 FAMILIES = ("direct", "synonym", "mixed")
@@ -79,9 +81,12 @@ def measured(pipe: Any, n: int, name: str) -> dict[str, Any]:
     unerased = canvas.judge(asked, before)
     found: dict[str, Any] = {}
     for label, settings in ROWS.items():
-        own = settings | ({"replace_with": WORDS[name]} if label == WORD else {})
-        eraser = fit(pipe, canvas.concept(name), SNCEConfig(sae=str(reference.sae_folder()), **own), sae=sae)
-        with eraser.attach(pipe):
+        own = {**settings, "sae": str(reference.sae_folder())}
+        strength = own.pop("strength", 1.0)
+        if own.get("replace_with") == WORD:
+            own["replace_with"] = WORDS[name]
+        eraser = fit(pipe, canvas.concept(name), SNCEConfig(**own), sae=sae)
+        with eraser.attach(pipe, strength=strength):
             after = canvas.draw(pipe, asked).pixels
             changes = text_changes(pipe, others)
         found[label] = figures(asked, before, after, unerased, canvas.judge(asked, after), WORDS[name])
@@ -133,10 +138,11 @@ def page(results: Mapping[str, Any]) -> str:
         f"{in_words(results, COMMAND)}.",
         f"SNCE on {', '.join(concepts)}, tuning concepts, in per cent with 95 % intervals (a bootstrap over concepts,",
         "widened to Wilson's over all pictures where it is too narrow). `default` turns the neuron down; `nothing` is",
-        "`--replace-with nothing`, and WORD is another of the concepts. Pictures count if the unerased model draws the",
-        f"concept: {counted} of direct prompts. It is gone if neither judge sees it; the next three columns, and the",
-        "share that shows WORD, are of these. A pixel outside the object is kept if it is within 32 of 255 of the",
-        "unerased picture's from the same seed.",
+        f"`--replace-with nothing`, and WORD is another of the concepts; with {FURTHER}, the eraser is attached with",
+        f"`strength={FURTHER}`. Pictures count if the unerased model draws the concept: {counted} of direct",
+        "prompts. It is gone if neither judge sees it; the next three columns, and the share that shows WORD, are of",
+        "these. A pixel outside the object is kept if it is within 32 of 255 of the unerased picture's from the same",
+        "seed.",
         "",
         f"| row | {' | '.join(HEADS.values())} |",
         "|---" * (len(HEADS) + 1) + "|",
