@@ -50,6 +50,8 @@ def main() -> None:
 
     from excise.app.bench.provenance import provenance
 
+    if options.rounds < 2:
+        parser.error("quartiles need 2 rounds or more")
     if not options.page:
         workers = [int(text) for text in options.workers.split(",")]
         with tempfile.TemporaryDirectory() as folder:
@@ -62,7 +64,7 @@ def main() -> None:
                 },
             }
         results |= {"rounds": options.rounds, "items": ITEMS, "batch": BATCH, "expansion": EXPANSION}
-        results |= provenance(f"{COMMAND} --workers {options.workers}")
+        results |= provenance(f"{COMMAND} --workers {options.workers} --rounds {options.rounds}")
         write_atomic(options.out, json.dumps(results, indent=1) + "\n")
     results = json.loads(options.out.read_text())
     write_atomic(options.out.with_suffix(".md"), page(results))
@@ -76,7 +78,8 @@ def engines(workers: int, rounds: int) -> dict[str, Any]:
     for _ in range(rounds):
         for name, seen in found.items():
             one, all_ = (_in_process(name, workers, items) for items in (1, ITEMS))
-            seen.append((one, (ITEMS - 1) / max(all_ - one, 1e-9)))
+            assert all_ > one, f"{name}: {ITEMS} items took no longer than one"
+            seen.append((one, (ITEMS - 1) / (all_ - one)))
     return {
         name: {"start": statistics.median(s for s, _ in seen), "items": statistics.median(r for _, r in seen)}
         for name, seen in found.items()
@@ -137,6 +140,7 @@ def training(folder: Path, division: str) -> Callable[[int], float]:
             )  # fmt: skip
             log = [json.loads(line) for line in (Path(out) / "sae" / "log.jsonl").read_text().splitlines()]
         first, last = log[0], log[-1]
+        assert last["seconds"] > first["seconds"], "the log has one line; train on more vectors"
         return float((last["tokens"] - first["tokens"]) / (last["seconds"] - first["seconds"]))
 
     return rate

@@ -27,7 +27,8 @@ def pairs_instead(concept: Concept, word: str) -> tuple[Pair, ...]:
     a mention, or for `NOTHING` fewer than `LEAST` leave the concept out.
     """
     if word == NOTHING:
-        found = tuple(pair for pair in concept.pairs if leaves_out(pair))
+        left_out = (pair for pair in concept.pairs if leaves_out(pair))
+        found = tuple(pair for pair in left_out if not mentioned(pair.deconcept, concept.mentions))
         if len(found) < LEAST:
             raise ExciseError(
                 f"{len(found)} pairs leave {concept.name!r} out, such as 'a cat' for 'a gun and a cat', but {LEAST} "

@@ -126,8 +126,8 @@ def _check_part(eraser: Eraser, first: Eraser) -> None:
         or eraser.made_for.get("pipeline") == LanguageModel.__name__
     ):
         raise InvalidSetting(
-            f"eraser {eraser.name!r} cannot be merged: only SNCE's with gate=whole and no replace_with can, of "
-            "pipelines that generate pictures; attach it together with the merged one"
+            f"eraser {eraser.name!r} cannot be merged: only SNCE's with gate=whole, without replace_with or "
+            "ortho, can, of pipelines that generate pictures; attach it together with the merged one"
         )
     if not eraser.canary_shift > 0:
         raise InvalidSetting(f"eraser {eraser.name!r} has no canary shift to prove it by; fit it again")

@@ -155,6 +155,8 @@ def compared_rows(eraser: Eraser, saes: dict[str, TopKSAE], passes: Any) -> list
     passes("rows", same_rows, "; ".join([*([same] if at_hand else []), *absent]))
     rows = [f"that the rows of {', '.join(missing)} are an SAE's"] if missing else []
     moved = [edit for edit in edits if isinstance(edit, ReplacingSAEEdit)]
+    spared = [edit for edit in edits if isinstance(edit, OrthogonalSAEEdit)]
+    rows += [f"that the {len(edit.coupled)} coupled neurons of {edit.site.key} are those to spare" for edit in spared]
     return rows + [f"that {edit.site.key} is moved to the states of “{edit.replace_with}”" for edit in moved]
 
 

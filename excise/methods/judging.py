@@ -73,11 +73,16 @@ class Figures:
 
 
 def with_verdict(
-    attachment: Attachment, concept: Concept, prompts: Mapping[str, str] | None = None, figures: Figures | None = None
+    attachment: Attachment,
+    concept: Concept,
+    prompts: Mapping[str, str] | None = None,
+    figures: Figures | None = None,
+    reasons: Sequence[str] = (),
 ) -> Eraser:
     """Return the attached eraser with its verdict, its canary shift, and one more canary prompt per caught mention.
 
-    `prompts` are the canary prompts to try by mention; by default the first pair's that contains it. An eraser that
+    `prompts` are the canary prompts to try by mention; by default the first pair's that contains it. `reasons` are
+    limits that the caller found to be missed. An eraser that
     misses a limit is returned too, with the reasons as `eraser.weak` and a WeakEraser warning: the caller decides.
     """
     eraser = attachment.eraser
@@ -87,7 +92,12 @@ def with_verdict(
     least = min([attachment.shift, *(by for _, by in tried.values() if by >= CAUGHT * attachment.shift)])
     mentions = _mentions(attachment, concept, {word: by for word, (_, by) in tried.items()})
     verdict: dict[str, Any] = {"mentions": mentions, **(_as_json(figures) if figures else {})}
-    verdict["weak"] = [*_unread(attachment.pipe, concept), *_missed(mentions), *(_weak(figures) if figures else ())]
+    verdict["weak"] = [
+        *_unread(attachment.pipe, concept),
+        *_missed(mentions),
+        *(_weak(figures) if figures else ()),
+        *reasons,
+    ]
     if verdict["weak"]:
         warnings.warn(
             f"the eraser of {concept.name!r} cannot be relied on: {'; '.join(verdict['weak'])}",

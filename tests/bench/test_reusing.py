@@ -209,7 +209,7 @@ def test_a_block_file_of_every_batch_is_found(whole: Run) -> None:
     finder, suite = reusing.Reusing(whole, suite_of(whole)), suite_of(whole)
     with_what = whole.records(NONE)[0]["drawn_with"]
     (batch, *_), *_ = cut(suite, all_cases(whole, suite, SNCE))
-    assert finder.find(NONE, batch, with_what) is None, "it is the first that needs them"
+    assert finder.find(NONE, batch, with_what) is None, "no unit of the unerased model is before it"
     assert block_file(whole.folder, NONE, 0).exists()
     found = finder.find(SNCE, batch, with_what)
     assert found is not None and [row["case"] for row in found.records] == [case.id for case in batch]

@@ -161,6 +161,16 @@ def test_equal_pictures_are_drawn_once_by_several_workers_too(run: Run, tmp_path
     assert again == len(CONCEPTS), "uce edits nothing here: all is taken over, and one picture a unit drawn as a check"
 
 
+def test_no_two_records_name_each_other_as_their_origin(run: Run, tmp_path: Path) -> None:
+    at_work(run, tmp_path)
+    for number in range(2):
+        (run.folder / "blocks" / "none=axe" / f"{number}.zip").unlink()
+    (run.folder / "done" / "none=axe").unlink()
+    at_work(run, tmp_path)
+    assert not any("reused" in record for record in run.records(UNITS[0])), "bat's pictures name axe's"
+    assert {record.get("reused") for record in run.records(UNITS[1])} >= {"axe.03"}
+
+
 def test_a_block_that_fails_is_drawn_for_those_that_waited_for_it(run: Run, tmp_path: Path) -> None:
     with pytest.raises(Unfinished, match="1 parts are not done: none on axe, block 1: "):
         at_work(run, tmp_path, "a axe", engine="processes:2")

@@ -163,7 +163,7 @@ MUTANTS = [
     *of(
         "excise/bench/items/reusing.py",
         "tests/bench/test_work.py",
-        ("if place != unit and file.exists()", "if file.exists()"),
+        ("if place in before and file.exists()", "if place != unit and file.exists()"),
         ("return case.prompt, case.seed,", "return case.prompt, 0,"),
     ),
     *of(

@@ -48,6 +48,24 @@ MUTANTS = [
         ("here.moved[found] += self.attachment.strength * step", "here.moved[found] = step"),
     ),
     *of(
+        "excise/erasers/apply/pictures.py",
+        "tests/methods/steering/test_stg.py",
+        ("guard.add([states[prompts]])", "guard.add([states])"),
+        ("SCALES = (1.0, 2.0**12, 2.0**24, 2.0**-12)", "SCALES = (1.0,)"),
+        ("        refuse_offloading(self.attachment.pipe)\n", ""),
+        ("    calls_alone: ClassVar[bool] = True\n", ""),
+    ),
+    *of(
+        "excise/erasers/apply/conditioning.py",
+        "tests/methods/steering/test_stg.py::test_it_opens_no_way_round_another_eraser",
+        ("self._trust(states[rows])", "self._trust(states)"),
+    ),
+    *of(
+        "excise/erasers/apply/guidance.py",
+        "tests/methods/steering/test_stg.py::test_words_that_were_a_negative_prompt_need_guidance_too",
+        ("any(candidates[0].prompts for", "any(all(p.prompts for p in candidates) for"),
+    ),
+    *of(
         "excise/erasers/edits/adapters.py",
         "tests/methods/trained/test_receler.py::test_an_adapter_is_two_layers_with_a_gelu_between",
         ("F.gelu(F.linear(o, down[:, :-1], down[:, -1]))",

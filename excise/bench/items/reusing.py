@@ -46,16 +46,19 @@ class Reusing:
     def find(self, unit: Unit, batch: Sequence[Case], drawn_with: str) -> Taken | None:
         """Return a batch of the same prompts, seeds and settings in the same order, generated on the same hardware.
 
-        Return None if the unerased model has generated it in no unit but this one. Batches are taken over whole, so
-        that every picture has the bits that it would have if it were generated.
+        Return None if the unerased model has generated it in no unit, or in none before `unit` if that is one of its
+        own: no two records may name each other. Batches are taken over whole, so that every picture has the bits that
+        it would have if it were generated.
 
         Raises:
             ExciseError: A picture is not the one that its record names.
         """
         self._list()
+        plain = [own for own in self._run.all_units if own.method == BASELINE]
+        before = plain[: plain.index(unit)] if unit in plain else plain
         for place, number, cases in self._places.get(equal_key(self._suite, batch), ()):
             file = block_file(self._run.folder, place, number)
-            if place != unit and file.exists() and (taken := self._read(file, cases, drawn_with)) is not None:
+            if place in before and file.exists() and (taken := self._read(file, cases, drawn_with)) is not None:
                 return taken
         return None
 

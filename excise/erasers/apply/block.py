@@ -9,11 +9,13 @@ from torch import Tensor, nn
 
 from excise.erasers.apply.shared_gates import SharedGates
 from excise.erasers.edits.adapters import AdapterEdit
+from excise.erasers.edits.block_replacement import ReplacementEdit
 from excise.erasers.edits.block_sae import BlockEdit, OpenGates
 from excise.erasers.edits.projection import ValueEdit
 from excise.erasers.edits.vectors import DirectionEdit, GatedDirectionEdit
-from excise.erasers.hooks.edit_hook import EditHook, Edits
+from excise.erasers.hooks.edit_hook import EditHook, Edits, found_on
 from excise.erasers.hooks.setting import image
+from excise.errors import InvalidSetting
 from excise.sites.denoiser import as_patches, denoiser_of, from_patches
 
 if TYPE_CHECKING:
@@ -66,7 +68,18 @@ class LayerHook(EditHook):
 def put(
     attachment: Host, edit: BlockEdit | DirectionEdit | ValueEdit | AdapterEdit, block: nn.Module
 ) -> tuple[BlockHook | LayerHook, Callable[[], None]]:
-    """Install the edit at its block or layer. Return its hook, and a function that removes it."""
+    """Install the edit at its block or layer. Return its hook, and a function that removes it.
+
+    Raises InvalidSetting for a second edit that replaces patches of the block.
+    """
+    others = () if (shared := found_on(block, BlockEdits)) is None else shared.hooks
+    if isinstance(edit, ReplacementEdit) and (
+        second := [one for one in others if isinstance(one.edit, ReplacementEdit)]
+    ):
+        raise InvalidSetting(
+            f"erasers {attachment.eraser.name!r} and {second[0].attachment.eraser.name!r} both replace patches of "
+            f"{edit.site.path}: each would put in place what the other takes away; detach one"
+        )
     _, denoiser = denoiser_of(attachment.pipe, edit.site.component)
     everywhere = isinstance(edit, ValueEdit | AdapterEdit)
     hook = LayerHook(attachment, edit) if everywhere else BlockHook(attachment, edit)

@@ -59,7 +59,7 @@ class ConditionHook(UNetCallHook):
             self.counters.add(1, change.norm())
         if not rows:
             return proceed(call)
-        self._trust(states)
+        self._trust(states[rows])
         return self.call_with(call, states, rows, proceed)
 
     def call_with(self, call: UNetCall, states: Tensor, rows: list[int], proceed: Proceed) -> Any:
@@ -74,7 +74,7 @@ class ConditionHook(UNetCallHook):
         return found
 
     def _trust(self, states: Tensor) -> None:
-        """Declare the states known to the guard of a text-encoder eraser that is attached too."""
+        """Declare the replaced states known to the guard of a text-encoder eraser that is attached too."""
         guard = DenoiserGuard.of(denoiser_of(self.attachment.pipe, self.edit.site.component)[1])
         if guard is not None:
             guard.add([states])

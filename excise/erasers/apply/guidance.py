@@ -50,7 +50,8 @@ def halves(hook: UNetCallHook, call: UNetCall) -> tuple[list[int], list[int]]:
     """
     found, half = hook.prompts_with(call.states), len(call) // 2
     hook.known_prompts(found)
-    if len(call) % 2 or any(all(prompt.prompts for prompt in candidates) for candidates in found[:half] if candidates):
+    # The latest text of a row counts: the same words can have been a prompt and a negative prompt.
+    if len(call) % 2 or any(candidates[0].prompts for candidates in found[:half] if candidates):
         raise ExciseError(
             f"eraser {hook.attachment.eraser.name!r} changes classifier-free guidance, which is off; generate with "
             "guidance_scale above 1"

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from excise.erasers.apply.guidance import halves
-from excise.erasers.edits.pictures import PictureEdit, clean
+from excise.erasers.edits.pictures import PictureEdit, clean, is_direction
 from excise.erasers.guard.denoiser import DenoiserGuard
 from excise.erasers.hooks.unet_call import Proceed, UNetCall, UNetCallHook, predicted, with_prediction
 from excise.errors import WrongModel
 from excise.pipeline import Pipeline, as_diffusers
 from excise.sites.denoiser import denoiser_of
 
+SCALES = (1.0, 2.0**12, 2.0**24, 2.0**-12)
+"""Factors of the logit. In half precision, gradients of one can be too small or too large for any number."""
+
 
 class PictureHook(UNetCallHook):
     """A detector's guidance in action. It keeps how far each picture's states were moved."""
 
+    calls_alone: ClassVar[bool] = True
     edit: PictureEdit
     on_device: PictureEdit
 
@@ -35,7 +39,9 @@ class PictureHook(UNetCallHook):
         looked = [n for n, time in enumerate(times_of(call)[prompts].tolist()) if self.edit.looks(time)]
         if not looked:
             return made
-        self.move(call.states.device)
+        refuse_offloading(self.attachment.pipe)
+        with torch.inference_mode(False):  # a copy that was made in inference mode has no gradients
+            self.move(call.states.device)
         own = predicted(made)
         with torch.no_grad():
             rows, others = [prompts[n] for n in looked], [without[n] for n in looked]
@@ -62,11 +68,11 @@ class PictureHook(UNetCallHook):
         states[prompts] = (states[prompts].float() + moved).to(states.dtype)
         guard = DenoiserGuard.of(denoiser_of(self.attachment.pipe, self.edit.site.component)[1])
         if guard is not None:
-            guard.add([states])  # that of a text-encoder eraser that is attached too
+            guard.add([states[prompts]])  # that of a text-encoder eraser that is attached too
         return call.with_states(states)
 
     def _slope(self, call: UNetCall, without: Tensor, proceed: Proceed) -> Tensor:
-        """Return ∇_c l of the call's states c, of their shape."""
+        """Return ∇_c l of the call's states c, of their shape, float32, each row up to a factor."""
         with torch.inference_mode(False), torch.enable_grad():
             # Copies, since tensors that were made in inference mode have no gradients.
             given = {name: value.clone() if isinstance(value, Tensor) else value for name, value in call.given.items()}
@@ -74,13 +80,26 @@ class PictureHook(UNetCallHook):
             states = call.states.detach().clone().requires_grad_()
             made = predicted(proceed(call.with_states(states)))
             total = self.on_device.logits(self._picture(call, without, made)).sum()
-            (slope,) = torch.autograd.grad(total, states)
+            slope = torch.zeros_like(states, dtype=torch.float32)
+            for scale in SCALES:
+                (found,) = torch.autograd.grad(scale * total, states, retain_graph=True)
+                useless = ~is_direction(slope)
+                slope = torch.where(useless & is_direction(found), found.float(), slope)
+                if bool(is_direction(slope).all()):
+                    break
         return slope
 
     def _picture(self, call: UNetCall, without: Tensor, own: Tensor) -> Tensor:
         """Return the pictures `[B, 3, H, W]` that guidance predicts of the call's images."""
         guided = without + self.edit.guidance * (own - without)
         return decoded(self.attachment.pipe, call.given["sample"], guided, times_of(call))
+
+
+def refuse_offloading(pipe: Pipeline) -> None:
+    """Raise WrongModel if accelerate moves parts of the pipeline: the U-Net would be gone when gradients need it."""
+    parts = (getattr(as_diffusers(pipe), name, None) for name in ("unet", "vae"))
+    if any(hasattr(module, "_hf_hook") for part in parts if isinstance(part, nn.Module) for module in part.modules()):
+        raise WrongModel("an eraser of stg needs the U-Net and the VAE on one device; do not offload them")
 
 
 def times_of(call: UNetCall) -> Tensor:
@@ -106,14 +125,14 @@ def noise_of(pipe: Pipeline) -> tuple[Tensor, str]:
 def decoded(pipe: Pipeline, noised: Tensor, made: Tensor, times: Tensor) -> Tensor:
     """Return the pictures `[B, 3, H, W]`, in -1..1, that predictions stand for, by the pipeline's VAE.
 
-    `noised` and `made` `[B, C, h, w]` are what the U-Net read and predicted at the timesteps `times` `[B]`. Raises
-    WrongModel as `noise_of` does.
+    `noised` `[B, C or more, h, w]` and `made` `[B, C, h, w]` are what the U-Net read and predicted at the timesteps
+    `times` `[B]`; an inpainting U-Net reads a mask too. Raises WrongModel as `noise_of` does.
     """
     vae: Any = as_diffusers(pipe).vae
     shares, kind = noise_of(pipe)
     at = times.round().long().clamp(0, len(shares) - 1)
     share = shares.to(at.device)[at].to(noised.device, torch.float32)[:, None, None, None]
-    latents = clean(noised.float(), made.float(), share, kind)
+    latents = clean(noised[:, : made.shape[1]].float(), made.float(), share, kind)
     given = latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
     drawn: Tensor = vae.decode(given.to(next(vae.parameters()).dtype), return_dict=False)[0]
     return drawn

@@ -22,7 +22,7 @@ def in_words(lam: float, site: str, created: Mapping[str, Any], measured: Mappin
     configured, carried = config.get("lam"), _carried(measured, site)
     scaled = config.get("unit") == "concept" and config.get("source") == "prompt"
     if isinstance(instead := config.get("replace_with"), str) and REPLACEMENT.fullmatch(instead):
-        return f"strength {lam:.3g} (1 is all the way to “{instead}”)"
+        return f"strength {lam:.3g} (1 is to “{instead}”)"
     if not scaled or not isinstance(configured, float | int) or carried is None:
         return f"strength {lam:.3g} in codes"
     alone = len(config.get("neurons") or ()) < 2 and config.get("k", 1) == 1

@@ -28,7 +28,7 @@ _HIGHEST = 1e30
 def draws(seed: int, step: int, count: int) -> Tensor:
     """Return `count` numbers in [0, 1), float64, which depend on these arguments alone."""
     generator = torch.Generator("cpu").manual_seed((seed + step) % (LARGEST_SEED + 1))
-    return torch.rand(count, generator=generator, dtype=torch.float64)
+    return torch.rand(count, generator=generator, dtype=torch.float64, device="cpu")
 
 
 def replacements(x: Tensor, detected: Tensor, drawn: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ class ReplacementEdit(BlockEdit):
     any device. Where more than the share `most` is detected, the SAE's b_pre takes their place: the others are too few
     to say what the picture is without the concept. Levels, γ and `compat` have no meaning here.
 
-    Of two such edits at one block, each subtracts its own difference: a patch that both detect becomes neither patch.
+    Two such edits at one block cannot be attached together: each would put patches in place that the other detects.
 
     Raises ExciseError on construction as `BlockEdit` does, and for an impossible seed, share or `compat`.
     """

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from excise.erasers.edits.projection import projection
@@ -19,8 +18,9 @@ if TYPE_CHECKING:
 
 LEAST_LEFT = 1e-3
 """Length of a projected direction, as a share of the neuron's, below which nothing is left to subtract."""
-ROUNDING = 1e-5
-"""Largest difference of a projected direction from one that another machine computes from the same SAE."""
+ROUNDING = 1e-4
+"""Largest difference of a projected direction from one that another machine computes from the same SAE, as a share of
+its length."""
 
 
 def orthogonal(rows: Tensor, kept: Tensor) -> Tensor:
@@ -86,6 +86,8 @@ class OrthogonalSAEEdit(SAEEdit):
         """Whether tensor `name` is `wanted`, or its projection, of an SAE with decoder `W_dec` `[m, d]`."""
         if name != "W_dec":
             return super().holds(name, wanted, W_dec)
-        if max(self.coupled) >= len(W_dec):
+        if max(self.coupled) >= len(W_dec) or len(self.coupled) >= W_dec.shape[1]:
             return False
-        return torch.allclose(self.W_dec.cpu(), orthogonal(wanted, W_dec[list(self.coupled)]), rtol=0, atol=ROUNDING)
+        own, made = self.W_dec.cpu(), orthogonal(wanted, W_dec[list(self.coupled)])
+        left, off, whole = (rows.norm(dim=1) for rows in (made, own - made, wanted))
+        return bool(((left >= LEAST_LEFT * whole) & (off <= ROUNDING * left)).all())

@@ -56,6 +56,11 @@ def clean(noised: Tensor, predicted: Tensor, share: Tensor, kind: str) -> Tensor
     return (noised - (1 - share).sqrt() * predicted) / share.sqrt()
 
 
+def is_direction(slope: Tensor) -> Tensor:
+    """Return whether each row of `[B, T, d]` is finite and not 0, `[B, 1, 1]` bool."""
+    return torch.isfinite(slope).all((1, 2), keepdim=True) & (slope != 0).any((1, 2), keepdim=True)
+
+
 @dataclass(frozen=True, eq=False)
 class PictureEdit(Tensors):
     """Guidance of a picture's text states, c ← c - ρ |c| ∇_c l / |∇_c l|, at each step that shows the concept.
@@ -120,9 +125,14 @@ class PictureEdit(Tensors):
         return detected(pictures.float(), (first, second, third), weights, biases)
 
     def shows(self, pictures: Tensor) -> list[int]:
-        """Return the numbers of the pictures that show the concept. This waits for their device."""
-        bound = math.log(self.threshold / (1 - self.threshold))
-        found: list[int] = (self.logits(pictures) > bound).nonzero().flatten().tolist()
+        """Return the numbers of the pictures that show the concept. This waits for their device.
+
+        Raises ExciseError for pictures that are not finite.
+        """
+        bound, logits = math.log(self.threshold / (1 - self.threshold)), self.logits(pictures)
+        found: list[int] = (~(logits <= bound)).nonzero().flatten().tolist()
+        if found and not torch.isfinite(logits[found]).all():
+            raise ExciseError("a picture cannot be looked at while it is generated: it is not finite; use float32")
         return found
 
     def looks(self, timestep: float) -> bool:
@@ -130,7 +140,14 @@ class PictureEdit(Tensors):
         return self.stop < timestep <= self.start
 
     def step(self, states: Tensor, slope: Tensor) -> Tensor:
-        """Return the change of states `[B, T, d]`, float32, given ∇_c l. It is 0 where the slope is 0 or not finite."""
-        norms, long = (tensor.float().flatten(1).norm(dim=1)[:, None, None] for tensor in (states, slope))
-        made = -self.rho * norms * slope.float() / long
-        return torch.where(torch.isfinite(made).all((1, 2), keepdim=True), made, torch.zeros_like(made))
+        """Return the change of states `[B, T, d]`, float32, given ∇_c l, or a multiple of it.
+
+        Raises ExciseError where that has no direction, as states that stay would show the concept.
+        """
+        if not bool(is_direction(slope).all()):
+            raise ExciseError(
+                "a picture shows the concept, but its detector's gradient is 0 or not finite; generate in float32"
+            )
+        # In float64, as squares of small or large gradients leave float32's range.
+        norms, long = (tensor.double().flatten(1).norm(dim=1)[:, None, None] for tensor in (states, slope))
+        return (-self.rho * norms * slope.double() / long).float()

@@ -13,17 +13,18 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from excise.erasers.hooks.context import Call, is_muted
-from excise.erasers.hooks.edit_hook import EditHook, Shared, did_not_run
+from excise.erasers.hooks.edit_hook import EditHook, Shared, did_not_run, found_on
 from excise.erasers.hooks.fingerprints import hashes
 from excise.erasers.hooks.known_vectors import DTYPES
 from excise.erasers.hooks.setting import Fixed, Setting, image
 from excise.erasers.hooks.wrapping import Watch
+from excise.errors import InvalidSetting
 from excise.sites.encoding import conditional, handed_on, tensors_of
 from excise.sites.site import taps_of
 
@@ -147,6 +148,9 @@ def _row_hashes(states: Tensor) -> list[int]:
 
 class UNetCallHook(EditHook):
     """An edit of a U-Net's calls."""
+
+    calls_alone: ClassVar[bool] = False
+    """Whether it runs the U-Net with other states or rows, which edits of this kind by other erasers cannot follow."""
 
     def __init__(self, attachment: Host, edit: Any) -> None:
         super().__init__(attachment, edit)
@@ -290,6 +294,12 @@ def put(kind: type[UNetCallHook]) -> Callable[[Host, Any, nn.Module], tuple[UNet
 
     def at(attachment: Host, edit: Any, unet: nn.Module) -> tuple[UNetCallHook, Callable[[], None]]:
         hook = kind(attachment, edit)
+        others = () if (shared := found_on(unet, Around)) is None else shared.hooks
+        if others and any(one.calls_alone for one in (hook, *others)):
+            raise InvalidSetting(
+                f"erasers {attachment.eraser.name!r} and {others[0].attachment.eraser.name!r} cannot be attached "
+                "together: one of them runs the U-Net with text states that the other does not know; detach one"
+            )
         around = Around.join(unet, hook)
         return hook, lambda: around.leave(unet, hook)
 

@@ -90,8 +90,7 @@ class SNCEConfig(Settings):
     replace_with: str = setting(
         "",
         "Word that takes the concept's place, such as apple, or nothing: states move to what the same prompts have "
-        "with that word, or without the concept, and no further, whatever `lam` and `unit` are. Empty: the neuron is "
-        "turned down.",
+        "with that word, or without the concept, whatever `lam` and `unit` are. Empty: the neuron is turned down.",
     )
 
     def __post_init__(self) -> None:
@@ -102,11 +101,9 @@ class SNCEConfig(Settings):
         if self.replace_with and self.source != "prompt":
             raise InvalidSetting(f"replace_with needs source=prompt, not {self.source}; leave one of them out")
         if self.replace_with and self.lam != type(self).lam:
-            raise InvalidSetting("lam does not apply to replace_with, which moves states all the way; leave it out")
+            raise InvalidSetting("lam does not apply to replace_with; leave it out, and attach with a strength")
         if self.replace_with and self.ortho:
-            raise InvalidSetting(
-                "ortho projects the neuron's own direction, replace_with has another; leave one out"
-            )
+            raise InvalidSetting("ortho projects the neuron's own direction, replace_with has another; leave one out")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from excise.concepts import Concept
+from excise.concepts import Concept, Pair
 from excise.concepts.instead import pairs_instead
 from excise.erasers import SAEEdit
 from excise.erasers.edits.replacing_sae import ReplacingSAEEdit
@@ -30,12 +30,9 @@ def replacing(
 ) -> tuple[ReplacingSAEEdit, float]:
     """Return the edit that moves states to those with `word` in the concept's place, and the share that it moves.
 
-    The share is 1 - Σ |h - g - Σ_i z_i u_i|² / Σ |h - g|² over the pairs it is fitted on. Raises InvalidSetting for a
-    language model, and as `pairs_instead`.
+    The share is 1 - Σ |h - g - Σ_i z_i u_i|² / Σ |h - g|² over the pairs it is fitted on. Raises as `pairs_to`.
     """
-    if isinstance(pipe, LanguageModel):
-        raise InvalidSetting("replace_with is for pipelines that generate pictures; leave it out")
-    pairs = pairs_instead(concept, word)
+    pairs = pairs_to(pipe, concept, word)
     own, ids = _read(pipe, edit, [pair.concept for pair in pairs], batch_size)
     other, other_ids = _read(pipe, edit, [pair.deconcept for pair in pairs], batch_size)
     places = [counterparts(a, b, own.shape[1], other.shape[1]) for a, b in zip(ids, other_ids, strict=True)]
@@ -45,6 +42,13 @@ def replacing(
     left = apart.double() - codes.double() @ moves
     share = 1 - float(left.square().sum() / apart.double().square().sum().clamp(min=1e-12))
     return ReplacingSAEEdit.of(edit, moves.float(), word), share
+
+
+def pairs_to(pipe: Pipeline, concept: Concept, word: str) -> tuple[Pair, ...]:
+    """Return the pairs to fit on. Raises InvalidSetting for a language model, and as `pairs_instead`."""
+    if isinstance(pipe, LanguageModel):
+        raise InvalidSetting("replace_with is for pipelines that generate pictures; leave it out")
+    return pairs_instead(concept, word)
 
 
 def least_squares(z: Tensor, apart: Tensor) -> Tensor:

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from excise.concepts import Concept
 from excise.concepts.concept import mentioned
-from excise.erasers import Eraser, SAEEdit, made_for
+from excise.erasers import Attachment, Eraser, SAEEdit, made_for
 from excise.erasers.artefact.strength import LEAST_CARRIED
 from excise.erasers.edits.orthogonal_sae import OrthogonalSAEEdit
+from excise.erasers.verify import removals
 from excise.errors import ExciseError, InvalidSetting, stacklevel
 from excise.methods.base import Fitted
 from excise.methods.configs.sae import SNCEConfig
@@ -25,7 +26,7 @@ from excise.methods.sae.calibrate import Calibration, calibrate
 from excise.methods.sae.coupling import coupled
 from excise.methods.sae.finding import Found, acts_on, find
 from excise.methods.sae.metadata import created, measured
-from excise.methods.sae.replacing import replacing
+from excise.methods.sae.replacing import pairs_to, replacing
 from excise.pipeline import Pipeline
 from excise.sae import TopKSAE, load, saes_in
 from excise.sites import LanguageModel, Site
@@ -47,6 +48,8 @@ def fit(
     the sides, and EraserDidNotFire if an edit does not reach the denoiser.
     """
     config = config or SNCEConfig()
+    if config.replace_with:
+        pairs_to(pipe, concept, config.replace_with)
     parts = []
     for own, whole in _by_encoder(config, sae):
         with cached_codes():
@@ -69,7 +72,15 @@ def fit(
         canary=(canary,),
     )
     with eraser.attach(pipe, sae=sae if isinstance(sae, TopKSAE) else _whole(config, parts)) as attachment:
-        return with_verdict(attachment, concept, prompts_by_mention(concept, loudness.tolist()), _worst(parts))
+        prompts = prompts_by_mention(concept, loudness.tolist())
+        kept = _left_over(attachment) if config.replace_with else ()
+        return with_verdict(attachment, concept, prompts, _worst(parts), kept)
+
+
+def _left_over(attachment: Attachment) -> list[str]:
+    """Return what `verify` would refuse: states that move to those of a word like the concept keep much of it."""
+    found, _ = removals(attachment)
+    return [f"it removes too little of {kept}; replace it with another word" for kept in found if not kept.enough]
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,7 +217,8 @@ def _figures(
     `acts`: on which controls the edit acts if its calibration does not see them; None if there is no calibration.
     """
     aurocs = [neuron["auroc"] for neuron in found["neurons"] if neuron.get("auroc") is not None]
-    figures = Figures(len(concept.pairs), found["carried"], max(aurocs, default=None))
+    carried = found.get("replaced", found["carried"])  # the share of the change that the edit is responsible for
+    figures = Figures(len(concept.pairs), carried, max(aurocs, default=None))
     if config.source == "concept" or isinstance(pipe, LanguageModel):
         return replace(figures, spares=False)
     share, number = found["fires"]["controls"], len(concept.controls)

@@ -42,6 +42,8 @@ CHANNELS = (3, 16, 32, 64)
 """Of a picture, and of the detector's convolutions."""
 EVERY = 4
 """One pair in so many is not trained on, but measured on."""
+FIRST_SEED = 150_000
+"""Seed of the first picture. Benchmarks start at 0, so the seeds do not overlap."""
 BRIGHTNESS = 0.1
 """Standard deviation of the noise on pictures in training."""
 
@@ -88,10 +90,11 @@ def fit(pipe: Pipeline, concept: Concept, config: STGConfig | None = None) -> Er
 def frames(pipe: Pipeline, prompts: Sequence[str], config: STGConfig, start: float, stop: float) -> Tensor:
     """Return what the model draws of each prompt at the steps from `start` to `stop`, `[prompts, steps, 3, 64, 64]`.
 
-    These are its decoded x̂₀ with guidance, in -1..1, on the CPU. The n-th prompt's seed is n above the first one's.
+    These are its decoded x̂₀ with guidance, in -1..1, on the CPU. Seeds begin at `FIRST_SEED + config.seed`.
     """
     found: list[Tensor] = []
     unet = denoiser_of(pipe)[1]
+    seeds = [FIRST_SEED + config.seed + n for n in range(len(prompts))]
     for first in range(0, len(prompts), config.batch):
         some, seen = list(prompts[first : first + config.batch]), list[Tensor]()
 
@@ -111,7 +114,7 @@ def frames(pipe: Pipeline, prompts: Sequence[str], config: STGConfig, start: flo
                     some,
                     num_inference_steps=config.steps,
                     guidance_scale=config.guidance,
-                    generator=[torch.Generator().manual_seed(config.seed + first + n) for n in range(len(some))],
+                    generator=[torch.Generator().manual_seed(seed) for seed in seeds[first : first + len(some)]],
                     output_type="latent",
                 )
         finally:

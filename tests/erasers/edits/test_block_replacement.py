@@ -195,6 +195,14 @@ def test_an_attached_eraser_draws_the_same_again_and_a_detached_one_leaves_no_tr
         assert np.array_equal(draw(tiny_pipe), edited)
 
 
+def test_a_second_one_at_the_block_is_refused_and_the_first_stays(tiny_pipe: Any, eraser: Eraser) -> None:
+    with eraser.attach(tiny_pipe):
+        edited = draw(tiny_pipe)
+        with pytest.raises(ExciseError, match="both replace patches of"):
+            replace(eraser, name="other").attach(tiny_pipe)
+        assert np.array_equal(draw(tiny_pipe), edited)
+
+
 @pytest.mark.parametrize("change", [{"seed": -1}, {"seed": 2**32}, {"most": -0.1}, {"most": 1.1}, {"most": math.nan}])
 def test_an_impossible_edit_is_refused(edit: ReplacementEdit, change: dict[str, Any]) -> None:
     with pytest.raises(ExciseError, match="the seed is from 0 to 4294967295, and most is a share from 0 to 1"):

@@ -111,6 +111,11 @@ def test_its_directions_are_computed_again_from_the_sae(sae: TopKSAE) -> None:
     assert altered_rows(replace(edit, coupled=(3, 9, 5)), sae) == ["W_dec"]
     assert altered_rows(replace(edit, coupled=(3, 9, 20)), sae) == ["W_dec"]
     assert altered_rows(replace(edit, b_enc=edit.b_enc + 1), sae) == ["b_enc"]
+    spanning = tuple(n for n in range(20) if n not in (1, 7))
+    for few in (spanning, spanning[:11]):
+        tiny = 1e-6 * torch.randn(2, 12, generator=torch.Generator().manual_seed(5))
+        hidden = replace(edit, coupled=few, W_dec=tiny, lam=1e6)
+        assert altered_rows(hidden, sae) == ["W_dec"], "nothing is left of the direction, so a large λ could hide any"
     assert altered_rows(replace(edit, indices=torch.tensor([1, 20])), sae) == [*ROWS]
 
 

@@ -17,6 +17,7 @@ from excise.bench.canvas.suite import Canvas
 from excise.concepts import Concept, Pair
 from excise.concepts.instead import pairs_instead
 from excise.erasers import Eraser, verify
+from excise.erasers.artefact.verdict import WeakEraser
 from excise.erasers.edits.replacing_sae import ReplacingSAEEdit
 from excise.errors import ExciseError
 from excise.methods.configs.sae import SNCEConfig
@@ -98,6 +99,7 @@ def test_fit_moves_states_to_the_other_word_and_leaves_others_alone(
     assert (edit.lam, edit.replace_with, edit.gate) == (1.0, "bus", "whole")
     assert eraser.created["config"]["replace_with"] == "bus"
     assert eraser.measured["replaced"] > 0.2
+    assert eraser.verdict["carried"] == eraser.measured["replaced"], "the verdict is on what is moved"
     turned = fit(tiny_pipe, gun, CONFIG, sae=word_sae)
     assert torch.equal(edit.threshold, turned.edits[0].threshold), "the gate is that of the neuron turned down"
     eraser.save(tmp_path / "gun")
@@ -164,3 +166,10 @@ def test_on_the_bundled_model_another_thing_or_an_empty_scene_is_drawn(
     for seen in canvas.judge(asked, pictures):
         assert not (seen["target"] or seen["second"]["target"])
         assert set(seen["others"]) == drawn and (bool(drawn) or seen["covered"] <= EMPTY)
+
+
+def test_a_word_like_the_concept_is_weak_as_verify_would_refuse_it(one_bundled_pipe: Any) -> None:
+    with pytest.warns(WeakEraser):
+        eraser = excise.erase(one_bundled_pipe, "dog", replace_with="cat", accept_weak=True)
+    (reason,) = eraser.weak
+    assert reason.startswith("it removes too little of “dog”") and "another word" in reason

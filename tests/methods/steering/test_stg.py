@@ -19,10 +19,10 @@ from excise.concepts import Concept, Pair
 from excise.erasers import Attachment, Eraser, verify
 from excise.erasers.edits.pictures import PictureEdit, clean, detected
 from excise.erasers.loaded import steer_guidance
-from excise.errors import ExciseError
+from excise.errors import EraserDidNotFire, ExciseError
 from excise.methods import method
 from excise.methods.configs.steering import STGConfig
-from excise.methods.steering.stg import frames, trained
+from excise.methods.steering.stg import FIRST_SEED, frames, trained
 from excise.sites import Site
 from tests import tiny
 
@@ -86,12 +86,22 @@ def test_a_prediction_stands_for_clean_latents() -> None:
 
 def test_a_step_goes_down_the_logit_by_a_share_of_the_states_norm() -> None:
     generator = torch.Generator().manual_seed(3)
-    states, slope = torch.randn(2, 3, 5, 6, generator=generator)
-    slope[1], slope[2, 0, 0] = 0, torch.inf
+    states, slope = torch.randn(2, 1, 5, 6, generator=generator)
     made = edit().step(states, slope)
     wanted = -0.2 * math.sqrt(float(states[0].square().sum())) * slope[0] / math.sqrt(float(slope[0].square().sum()))
     torch.testing.assert_close(made[0], wanted)
-    assert not made[1:].any()
+    torch.testing.assert_close(edit().step(states, 1e-30 * slope), made)
+    for bad in (0 * slope, slope / 0):
+        with pytest.raises(ExciseError, match="its detector's gradient is 0 or not finite"):
+            edit().step(states, bad)
+
+
+def test_a_picture_that_is_not_finite_is_not_taken_for_one_without_the_concept() -> None:
+    dark = torch.zeros(2, 3, 64, 64)
+    assert edit(-1e3).shows(dark) == []
+    dark[1, 0, 3, 3] = torch.nan
+    with pytest.raises(ExciseError, match="not finite"):
+        edit(-1e3).shows(dark)
 
 
 def test_only_some_timesteps_are_looked_at() -> None:
@@ -135,8 +145,8 @@ def generated(
     return x, seen
 
 
-def draw(pipe: Any, steps: int = 6, prompts: list[str] = PROMPTS, **how: Any) -> Tensor:
-    generator = [torch.Generator().manual_seed(n) for n in range(len(prompts))]
+def draw(pipe: Any, steps: int = 6, prompts: list[str] = PROMPTS, seed: int = 0, **how: Any) -> Tensor:
+    generator = [torch.Generator().manual_seed(seed + n) for n in range(len(prompts))]
     how = {"num_inference_steps": steps, "guidance_scale": 4.0, "output_type": "latent", **how}
     made: Tensor = pipe(prompts, generator=generator, **how).images
     return made
@@ -200,7 +210,7 @@ def test_the_detector_learns_what_the_model_draws(tiny_pipe: Any) -> None:
             seen.append(tiny_pipe.vae.decode(latents / tiny_pipe.vae.config.scaling_factor).sample)
 
     handle = tiny_pipe.unet.register_forward_hook(look, with_kwargs=True)
-    draw(tiny_pipe, 4, prompts)
+    draw(tiny_pipe, 4, prompts, seed=FIRST_SEED)
     handle.remove()
     for n, pictures in enumerate(seen):
         wanted = pictures.repeat_interleave(4, 2).repeat_interleave(4, 3)  # 16 pixels a side become 64
@@ -255,3 +265,41 @@ def test_bad_input_is_one_clear_line(tiny_pipe: Any) -> None:
     if tiny.missing("sd3") is None:
         with pytest.raises(ExciseError, match="stg needs a U-Net that reads one text encoder"):
             method("stg").fit(tiny.build("sd3"), CONCEPT, CONFIG)
+
+
+def test_in_half_precision_every_picture_that_shows_it_is_led_away(tiny_pipe: Any) -> None:
+    pipe = tiny_pipe.to(torch.float16)
+    with method("stg").fit(pipe, CONCEPT, CONFIG).attach(pipe):
+        made = draw(pipe)
+    plain = draw(pipe)
+    assert not any(torch.equal(one, other) for one, other in zip(made, plain, strict=True))
+
+
+@pytest.mark.parametrize("name", ["stg", "safety-filter"])
+def test_it_opens_no_way_round_another_eraser(tiny_pipe: Any, gun_eraser: Eraser, name: str) -> None:
+    """The negative prompt's states are spared, and must not pass as a prompt's because others in the batch changed."""
+    config = CONFIG if name == "stg" else None
+    spared = tiny_pipe.encode_prompt("a gun on grass", "cpu", 1, False)[0]
+    with gun_eraser.attach(tiny_pipe), method(name).fit(tiny_pipe, CONCEPT, config).attach(tiny_pipe):
+        draw(tiny_pipe, prompts=["a gun"], negative_prompt=["a gun on grass"])
+        with pytest.raises(EraserDidNotFire):
+            tiny_pipe(prompt_embeds=spared, negative_prompt_embeds=spared, num_inference_steps=2, output_type="latent")
+
+
+def test_words_that_were_a_negative_prompt_need_guidance_too(tiny_pipe: Any) -> None:
+    with method("stg").fit(tiny_pipe, CONCEPT, CONFIG).attach(tiny_pipe):
+        draw(tiny_pipe, prompts=["a cat"], negative_prompt=["a gun on grass"])
+        with pytest.raises(ExciseError, match="guidance_scale above 1"):
+            draw(tiny_pipe, prompts=["a gun on grass"] * 2, guidance_scale=1.0)
+        draw(tiny_pipe, prompts=["a gun"], negative_prompt=["a gun"])
+
+
+def test_what_does_not_go_together_is_refused_when_it_is_attached(tiny_pipe: Any) -> None:
+    one = method("stg").fit(tiny_pipe, CONCEPT, CONFIG)
+    sld = method("sld").fit(tiny_pipe, CONCEPT)
+    for first, second in ((one, sld), (sld, one), (one, replace(one, name="again"))):
+        with first.attach(tiny_pipe), pytest.raises(ExciseError, match="cannot be attached together"):
+            second.attach(tiny_pipe)
+    tiny_pipe.vae._hf_hook = object()
+    with pytest.raises(ExciseError, match="do not offload them"):
+        one.attach(tiny_pipe)
