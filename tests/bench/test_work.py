@@ -17,6 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from excise.bench.items import making
+from excise.bench.items.cases import block_file
 from excise.bench.items.making import Item, Opened
 from excise.bench.items.work import Unfinished, work
 from excise.bench.run import Run, Unit
@@ -164,7 +165,7 @@ def test_equal_pictures_are_drawn_once_by_several_workers_too(run: Run, tmp_path
 def test_no_two_records_name_each_other_as_their_origin(run: Run, tmp_path: Path) -> None:
     at_work(run, tmp_path)
     for number in range(2):
-        (run.folder / "blocks" / "none=axe" / f"{number}.zip").unlink()
+        block_file(run.folder, UNITS[0], number).unlink()
     (run.folder / "done" / "none=axe").unlink()
     at_work(run, tmp_path)
     assert not any("reused" in record for record in run.records(UNITS[0])), "bat's pictures name axe's"

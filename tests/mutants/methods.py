@@ -56,7 +56,6 @@ MUTANTS = [
     *of(
         "excise/methods/configs/sae.py",
         "tests/methods/sae/test_replacing.py::test_settings_that_do_not_go_together",
-        ("if self.replace_with and self.lam != type(self).lam:", "if False:"),
         ('if self.replace_with and self.source != "prompt":', "if False:"),
     ),
     *of(
@@ -120,7 +119,7 @@ MUTANTS = [
         ("if stop < call.timestep <= start:", "if call.timestep <= start:"),
         ("torch.cat([torch.ones(config.batch), torch.zeros(config.batch)])",
          "torch.cat([torch.zeros(config.batch), torch.ones(config.batch)])"),
-        ("config.seed + first + n", "config.seed + n"),
+        ("seeds[first : first + len(some)]", "seeds[: len(some)]"),
     ),
     *of(
         "excise/methods/steering/leace.py",

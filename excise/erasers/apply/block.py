@@ -13,7 +13,7 @@ from excise.erasers.edits.block_replacement import ReplacementEdit
 from excise.erasers.edits.block_sae import BlockEdit, OpenGates
 from excise.erasers.edits.projection import ValueEdit
 from excise.erasers.edits.vectors import DirectionEdit, GatedDirectionEdit
-from excise.erasers.hooks.edit_hook import EditHook, Edits, found_on
+from excise.erasers.hooks.edit_hook import EditHook, Edits
 from excise.erasers.hooks.setting import image
 from excise.errors import InvalidSetting
 from excise.sites.denoiser import as_patches, denoiser_of, from_patches
@@ -21,6 +21,7 @@ from excise.sites.denoiser import as_patches, denoiser_of, from_patches
 if TYPE_CHECKING:
     from excise.erasers.hooks.host import Host
 from excise.erasers.hooks.timestep import TimestepHook
+from excise.erasers.hooks.wrapping import found_on
 
 
 class BlockHook(EditHook):

@@ -15,7 +15,8 @@ from excise.erasers.edits.guidance import ClassifierEdit
 from excise.erasers.edits.projection import ProjectionEdit
 from excise.erasers.guard.denoiser import DenoiserGuard
 from excise.erasers.hooks.context import unedited
-from excise.erasers.hooks.unet_call import EncodedPrompt, Proceed, UNetCall, UNetCallHook
+from excise.erasers.hooks.prompt_texts import EncodedPrompt
+from excise.erasers.hooks.unet_call import Proceed, UNetCall, UNetCallHook
 from excise.sentences import sentence_vectors
 from excise.sites import encode_prompt
 from excise.sites.denoiser import denoiser_of

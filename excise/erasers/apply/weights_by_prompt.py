@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from excise.erasers.apply.weights import WeightHook, put_hook
 from excise.erasers.edits.weights import PromptScaledEdit, permeability
 from excise.erasers.hooks.context import Call, unedited
-from excise.erasers.hooks.unet_call import Around, EncodedPrompt, Proceed, UNetCall, UNetCallHook
+from excise.erasers.hooks.prompt_texts import EncodedPrompt
+from excise.erasers.hooks.unet_call import Around, Proceed, UNetCall, UNetCallHook
 from excise.erasers.hooks.wrapping import found_on
 from excise.errors import ExciseError
 from excise.sites import encode_prompt

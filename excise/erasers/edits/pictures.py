@@ -150,4 +150,5 @@ class PictureEdit(Tensors):
             )
         # In float64, as squares of small or large gradients leave float32's range.
         norms, long = (tensor.double().flatten(1).norm(dim=1)[:, None, None] for tensor in (states, slope))
-        return (-self.rho * norms * slope.double() / long).float()
+        made: Tensor = (-self.rho * norms * slope.double() / long).float()
+        return made

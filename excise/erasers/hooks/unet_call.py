@@ -7,9 +7,7 @@ right edit is unknown, so nothing is rendered.
 from __future__ import annotations
 
 import inspect
-import threading
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,20 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from excise.erasers.hooks.context import Call, is_muted
-from excise.erasers.hooks.edit_hook import EditHook, Shared, did_not_run, found_on
-from excise.erasers.hooks.fingerprints import hashes
-from excise.erasers.hooks.known_vectors import DTYPES
+from excise.erasers.hooks.edit_hook import EditHook, Shared, did_not_run
+from excise.erasers.hooks.prompt_texts import EncodedPrompt, PromptTexts
 from excise.erasers.hooks.setting import Fixed, Setting, image
-from excise.erasers.hooks.wrapping import Watch
+from excise.erasers.hooks.wrapping import Watch, found_on
 from excise.errors import InvalidSetting
 from excise.sites.encoding import conditional, handed_on, tensors_of
 from excise.sites.site import taps_of
 
 if TYPE_CHECKING:
     from excise.erasers.hooks.host import Host
-
-REMEMBERED = 1 << 16
-"""Most text states whose prompts an eraser remembers: those of 20,000 prompts in three dtypes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,55 +89,8 @@ def with_prediction(output: Any, made: Tensor) -> Any:
     return (made, *output[1:]) if isinstance(output, tuple) else type(output)(sample=made)
 
 
-@dataclass(frozen=True, eq=False)
-class EncodedPrompt:
-    """A prompt and its text states `[T, d]`."""
-
-    text: str
-    states: Tensor
-    prompts: bool
-    """Whether it is for the conditional branch of guidance."""
-
-
-class PromptTexts:
-    """The texts that text states were encoded from, by a hash of the states. All threads share it."""
-
-    def __init__(self) -> None:
-        self._texts: OrderedDict[int, tuple[tuple[str, bool], ...]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def add(self, texts: Sequence[str], states: Tensor, prompts: bool) -> None:
-        """Remember the texts of `states` `[B, T, d]`. B may be a multiple of the number of texts."""
-        times = max(1, len(states) // len(texts))
-        for dtype in {states.dtype, *DTYPES}:
-            for n, key in enumerate(_row_hashes(states.detach().to(dtype))):
-                entry = texts[min(n // times, len(texts) - 1)], prompts
-                with self._lock:
-                    others = (other for other in self._texts.pop(key, ()) if other != entry)
-                    self._texts[key] = (entry, *others)
-        with self._lock:
-            while len(self._texts) > REMEMBERED:
-                self._texts.popitem(last=False)
-
-    def find(self, states: Tensor) -> list[list[EncodedPrompt]]:
-        """Return the prompts of each row of `states` `[B, T, d]`, the latest first; an unknown row has none."""
-        keys = _row_hashes(states)
-        with self._lock:
-            texts = [self._texts.get(key, ()) for key in keys]
-        return [
-            [EncodedPrompt(text, row, prompts) for text, prompts in entries]
-            for row, entries in zip(states.detach(), texts, strict=True)
-        ]
-
-
 def _alike(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and one.dtype == other.dtype and one.device == other.device
-
-
-def _row_hashes(states: Tensor) -> list[int]:
-    """Return one hash for each row `[T, d]`."""
-    made: list[int] = hashes(states.flatten(1)).tolist()
-    return made
 
 
 class UNetCallHook(EditHook):

@@ -90,18 +90,17 @@ class SNCEConfig(Settings):
     replace_with: str = setting(
         "",
         "Word that takes the concept's place, such as apple, or nothing: states move to what the same prompts have "
-        "with that word, or without the concept, whatever `lam` and `unit` are. Empty: the neuron is turned down.",
+        "with that word, or without the concept, by `lam` times the way, whatever `unit` is. Empty: the neuron is "
+        "turned down.",
     )
 
     def __post_init__(self) -> None:
-        """Raise InvalidSetting for an invalid value, and for `replace_with` with `source`, `lam` or `ortho`."""
+        """Raise InvalidSetting for an invalid value, and for `replace_with` with another `source` or `ortho`."""
         super().__post_init__()
         if self.replace_with and not REPLACEMENT.fullmatch(self.replace_with):
             raise InvalidSetting(f"replace_with cannot be {shown(self.replace_with)}; it is {REPLACEMENTS}")
         if self.replace_with and self.source != "prompt":
             raise InvalidSetting(f"replace_with needs source=prompt, not {self.source}; leave one of them out")
-        if self.replace_with and self.lam != type(self).lam:
-            raise InvalidSetting("lam does not apply to replace_with; leave it out, and attach with a strength")
         if self.replace_with and self.ortho:
             raise InvalidSetting("ortho projects the neuron's own direction, replace_with has another; leave one out")
 

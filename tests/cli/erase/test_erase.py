@@ -125,13 +125,12 @@ def test_another_word_takes_the_concepts_place(
     out = tmp_path / "a"
     words = ("erase", "gun", *common, "--out", out, "--gate", "relu", "--replace-with", "bus", "--accept-weak")
     made = ask(*words)
-    assert made["lambda"] == 1 and made["created"]["config"]["replace_with"] == "bus"
+    assert made["lambda"] == 1.25 and made["created"]["config"]["replace_with"] == "bus"
     assert passed_checks(call("verify", out, "--model", model_folder, "--json")) >= FITS
     said = " ".join(call(*words, "--force").stdout.split())
-    assert "strength 1 (1 is all the way to “bus”)" in said
+    assert "strength 1.25 (1 is to “bus”)" in said
     for given, message in (
         (("--replace-with", "gun"), "choose another word"),
-        (("--replace-with", "bus", "--lam", 2), "lam does not apply to replace_with"),
         (("--replace-with", "bus", "--source", "concept"), "replace_with needs source=prompt"),
     ):
         refused = call("erase", "gun", *common, "--out", tmp_path / "b", "--gate", "relu", *given)

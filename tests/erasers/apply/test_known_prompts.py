@@ -13,8 +13,8 @@ from torch import Tensor
 
 from excise.concepts import Concept, Pair
 from excise.erasers import Eraser
-from excise.erasers.hooks import unet_call
-from excise.erasers.hooks.unet_call import PromptTexts
+from excise.erasers.hooks import prompt_texts
+from excise.erasers.hooks.prompt_texts import PromptTexts
 from excise.errors import EraserDidNotFire
 from excise.methods import method
 
@@ -143,7 +143,7 @@ def test_a_whole_batch_of_513_is_drawn(tiny_pipe: Any) -> None:
 
 
 def test_memory_is_bounded_for_all_threads_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unet_call, "REMEMBERED", 12)
+    monkeypatch.setattr(prompt_texts, "REMEMBERED", 12)
     texts, states = PromptTexts(), torch.randn(8, 5, 3, generator=torch.Generator().manual_seed(0))
     for n in range(8):
         in_thread(lambda n=n: texts.add([str(n)], states[n : n + 1], True) or True)

@@ -106,7 +106,7 @@ def test_it_is_saved(tmp_path: Path) -> None:
 
 def test_it_is_not_merged_and_the_error_says_what_to_do() -> None:
     assert can_be_merged(plain()) and not can_be_merged(edit())
-    with pytest.raises(ExciseError, match=r"eraser 'b' cannot be merged: .* and no replace_with can, .* attach it"):
+    with pytest.raises(ExciseError, match=r"'b' cannot be merged: .* without replace_with or ortho, can, .* attach it"):
         merge([eraser("a", plain()), eraser("b", edit())])
 
 
@@ -120,6 +120,6 @@ def test_a_card_says_what_it_does() -> None:
 
 def test_its_strength_in_words() -> None:
     created = {"config": {"lam": 1.0, "unit": "concept", "source": "prompt", "replace_with": "apple"}}
-    assert in_words(1.0, "site", created, {"carried": 0.5}) == "strength 1 (1 is all the way to “apple”)"
+    assert in_words(1.0, "site", created, {"carried": 0.5}) == "strength 1 (1 is to “apple”)"
     created["config"]["replace_with"] = "two\nlines"
     assert "two" not in in_words(1.0, "site", created, {"carried": 0.5}), "a file's text is not printed"

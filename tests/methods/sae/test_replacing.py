@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import excise
+from excise import reference
 from excise.bench.canvas.families import cases
 from excise.bench.canvas.remains import EMPTY
 from excise.bench.canvas.suite import Canvas
@@ -27,7 +28,7 @@ from excise.sae import TopKSAE
 from excise.sites import capture
 from tests.methods.sae.test_snce import CONFIG
 
-REPLACED = replace(CONFIG, lam=SNCEConfig().lam, replace_with="bus")
+REPLACED = replace(CONFIG, lam=0.9, replace_with="bus")
 
 
 @pytest.mark.parametrize(
@@ -96,7 +97,7 @@ def test_fit_moves_states_to_the_other_word_and_leaves_others_alone(
     eraser = fit(tiny_pipe, gun, REPLACED, sae=word_sae)
     (edit,) = eraser.edits
     assert isinstance(edit, ReplacingSAEEdit)
-    assert (edit.lam, edit.replace_with, edit.gate) == (1.0, "bus", "whole")
+    assert (edit.lam, edit.replace_with, edit.gate) == (0.9, "bus", "whole")
     assert eraser.created["config"]["replace_with"] == "bus"
     assert eraser.measured["replaced"] > 0.2
     assert eraser.verdict["carried"] == eraser.measured["replaced"], "the verdict is on what is moved"
@@ -140,7 +141,6 @@ def test_nothing_is_what_the_pairs_have_without_the_concept(
         ({"replace_with": "gun"}, "'gun' is to be erased; choose another word"),
         ({"replace_with": "a\nb"}, "replace_with cannot be"),
         ({"source": "concept"}, "replace_with needs source=prompt, not concept"),
-        ({"lam": 2.0}, "lam does not apply to replace_with"),
         ({"ortho": 8}, "ortho projects the neuron's own direction"),
     ],
 )
@@ -169,7 +169,8 @@ def test_on_the_bundled_model_another_thing_or_an_empty_scene_is_drawn(
 
 
 def test_a_word_like_the_concept_is_weak_as_verify_would_refuse_it(one_bundled_pipe: Any) -> None:
+    own = SNCEConfig(sae=str(reference.sae_folder()), replace_with="cat", lam=0.8)
     with pytest.warns(WeakEraser):
-        eraser = excise.erase(one_bundled_pipe, "dog", replace_with="cat", accept_weak=True)
+        eraser = fit(one_bundled_pipe, Canvas().concept("dog"), own)
     (reason,) = eraser.weak
     assert reason.startswith("it removes too little of “dog”") and "another word" in reason
