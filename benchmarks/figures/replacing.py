@@ -3,7 +3,8 @@
     python -m benchmarks.figures.replacing --out docs/results/replacing.json
 
 Each concept is erased by SNCE as it is by default, and with the states of nothing or of another word in its place. The
-file and its page are written after each concept, which takes about two minutes of one core.
+file and its page are written after each concept, which takes about two minutes of one core. `--strip FILE.png` draws a
+few pictures for the page.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from excise.bench.canvas.families import cases
 from excise.bench.canvas.remains import remains, unchanged_outside
 from excise.bench.canvas.sizes import TUNING
 from excise.bench.canvas.suite import Canvas
+from excise.bench.pictures import png
 from excise.bench.suite import Case
 from excise.erasers.proof.effects import text_changes
+from excise.files import write_atomic
 from excise.methods.configs.sae import SNCEConfig
 from excise.methods.sae.snce import fit
 from excise.reference.scenes import backdrop
@@ -44,6 +47,13 @@ ROWS: dict[str, dict[str, Any]] = {
     f"{WORD}, 1.25": {"replace_with": WORD, "lam": FURTHER},
 }
 """Settings that a row changes."""
+SHOWN = {
+    "dog": "an emoji of a dog on grass",
+    "horse": "a horse on squared paper",
+    "bus": "a bus on sand",
+    "frog": "a frog in the sky",
+}
+"""Prompts of the strip of pictures, by concept."""
 PROMPTS, UNRELATED = 8, 40
 """Prompts with the concept, by family, and prompts of other objects whose states are compared."""
 FAMILIES = ("direct", "synonym", "mixed")
@@ -65,7 +75,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/results/replacing.json"))
     parser.add_argument("--concepts", default=",".join(CONCEPTS))
     parser.add_argument("--n", type=int, default=PROMPTS, help="prompts of each family with the concept")
+    parser.add_argument("--strip", type=Path, help="only draw the pictures of the page into this .png")
     options = parser.parse_args()
+    if options.strip is not None:
+        write_atomic(options.strip, strip(reference.load()))
+        return
     measure = partial(measured, reference.load(), options.n)
     origin = partial(provenance, f"{COMMAND} --n {options.n}", ["snce"])
     print(page(by_concept(options.out, options.concepts.split(","), measure, page, origin)))
@@ -91,6 +105,19 @@ def measured(pipe: Any, n: int, name: str) -> dict[str, Any]:
         found[label] = figures(asked, before, after, unerased, canvas.judge(asked, after), WORDS[name])
         found[label] |= {"untouched": [change == 0 for change in changes], "weak": list(eraser.weak)}
     return found
+
+
+def strip(pipe: Any) -> bytes:
+    """Return a PNG: pictures of four prompts, a row each for the unerased model, the default, nothing and apple."""
+    sae, canvas = load(reference.sae_folder()), Canvas(batch=4)
+    rows = [reference.generate(pipe, list(SHOWN.values()), range(len(SHOWN)), batch_size=4)]
+    for word in ("", "nothing", "apple"):
+        config, row = SNCEConfig(sae=str(reference.sae_folder()), replace_with=word), []
+        for seed, (name, prompt) in enumerate(SHOWN.items()):
+            with fit(pipe, canvas.concept(name), config, sae=sae).attach(pipe):
+                row += list(reference.generate(pipe, [prompt], [seed], batch_size=4))
+        rows.append(np.stack(row))
+    return png(np.concatenate([np.concatenate(list(row), 1) for row in rows]).repeat(2, 0).repeat(2, 1))
 
 
 def figures(
@@ -155,6 +182,11 @@ def page(results: Mapping[str, Any]) -> str:
     for name, own in concepts.items():
         lines.append(f"| {name} | {' | '.join(short(own[label]) for label in ROWS)} |")
     lines += [
+        "",
+        "![Rows: unerased; the neuron turned down; nothing; apple](replacing.png)",
+        "",
+        "Prompts of a dog, a horse, a bus and a frog, from the same seeds: unerased, by the default, with nothing,",
+        "and with an apple in their place (`--strip`).",
         "",
         "Turned down, the neuron leaves neither an object nor an empty scene in most pictures. Moved to",
         "the states without the concept, with λ = 1.25, nearly all are empty scenes whose rest is as it was; one",
