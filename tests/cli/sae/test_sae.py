@@ -105,7 +105,8 @@ def test_torchrun_trains_one_sae(
 ) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a gun\na cat on grass\na dog in the sky\n")
-    common = ("sae", "train", "--model", model_folder, "--site", "encoder.layers.1", "--prompts", prompts, *SMALL)
+    longer = ("--tokens", 15_000, *SMALL[2:])  # the log has a line every 50 steps
+    common = ("sae", "train", "--model", model_folder, "--site", "encoder.layers.1", "--prompts", prompts, *longer)
     one = ask(*common, "--out", tmp_path / "one")["card"]
     parallel = (*common, "--out", tmp_path / "ranks", "--parallel", f"data={data},latents={latents}")
     done = torchrun("-m", "excise", *parallel, number=data * latents)
