@@ -50,7 +50,7 @@ MUTANTS = [
     *of(
         "excise/erasers/apply/pictures.py",
         "tests/methods/steering/test_stg.py",
-        ("guard.add([states[prompts]])", "guard.add([states])"),
+        ("trust(self, states[prompts])", "trust(self, states)"),
         ("SCALES = (1.0, 2.0**12, 2.0**24, 2.0**-12)", "SCALES = (1.0,)"),
         ("        refuse_offloading(self.attachment.pipe)\n", ""),
         ("    calls_alone: ClassVar[bool] = True\n", ""),

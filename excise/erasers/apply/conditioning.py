@@ -60,7 +60,7 @@ class ConditionHook(UNetCallHook):
             self.counters.add(1, change.norm())
         if not rows:
             return proceed(call)
-        self._trust(states[rows])
+        trust(self, states[rows])
         return self.call_with(call, states, rows, proceed)
 
     def call_with(self, call: UNetCall, states: Tensor, rows: list[int], proceed: Proceed) -> Any:
@@ -74,11 +74,12 @@ class ConditionHook(UNetCallHook):
         found: Replacement | None = self._here.replacements[prompt.text]
         return found
 
-    def _trust(self, states: Tensor) -> None:
-        """Declare the replaced states known to the guard of a text-encoder eraser that is attached too."""
-        guard = DenoiserGuard.of(denoiser_of(self.attachment.pipe, self.edit.site.component)[1])
-        if guard is not None:
-            guard.add([states])
+
+def trust(hook: UNetCallHook, states: Tensor) -> None:
+    """Declare states that a hook replaced known to the guard of a text-encoder eraser that is attached too."""
+    guard = DenoiserGuard.of(denoiser_of(hook.attachment.pipe, hook.edit.site.component)[1])
+    if guard is not None:
+        guard.add([states])
 
 
 class FilterHook(ConditionHook):

@@ -7,13 +7,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from excise.erasers.apply.conditioning import trust
 from excise.erasers.apply.guidance import halves
 from excise.erasers.edits.pictures import PictureEdit, clean, is_direction
-from excise.erasers.guard.denoiser import DenoiserGuard
 from excise.erasers.hooks.unet_call import Proceed, UNetCall, UNetCallHook, predicted, with_prediction
 from excise.errors import WrongModel
 from excise.pipeline import Pipeline, as_diffusers
-from excise.sites.denoiser import denoiser_of
 
 SCALES = (1.0, 2.0**12, 2.0**24, 2.0**-12)
 """Factors of the logit. In half precision, gradients of one can be too small or too large for any number."""
@@ -66,9 +65,7 @@ class PictureHook(UNetCallHook):
             return call
         states = call.states.clone()
         states[prompts] = (states[prompts].float() + moved).to(states.dtype)
-        guard = DenoiserGuard.of(denoiser_of(self.attachment.pipe, self.edit.site.component)[1])
-        if guard is not None:
-            guard.add([states[prompts]])  # that of a text-encoder eraser that is attached too
+        trust(self, states[prompts])
         return call.with_states(states)
 
     def _slope(self, call: UNetCall, without: Tensor, proceed: Proceed) -> Tensor:
@@ -83,8 +80,7 @@ class PictureHook(UNetCallHook):
             slope = torch.zeros_like(states, dtype=torch.float32)
             for scale in SCALES:
                 (found,) = torch.autograd.grad(scale * total, states, retain_graph=True)
-                useless = ~is_direction(slope)
-                slope = torch.where(useless & is_direction(found), found.float(), slope)
+                slope = torch.where(is_direction(slope), slope, found.float())
                 if bool(is_direction(slope).all()):
                     break
         return slope

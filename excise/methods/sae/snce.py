@@ -184,7 +184,8 @@ def _part(pipe: Pipeline, concept: Concept, config: SNCEConfig, sae: TopKSAE, fo
     if isinstance(edit, OrthogonalSAEEdit):
         figures["left"] = edit.left(sae.W_dec.detach()[neurons].cpu())
     if config.replace_with:
-        edit, figures["replaced"] = _replaced(pipe, sae, edit, concept, config)
+        moving, figures["replaced"] = replacing(pipe, sae, edit, concept, config.replace_with, config.batch_size)
+        edit = replace(moving, lam=config.lam)
     loudness = positives.codes(replace(edit, source="prompt", concept_codes=None)).sum((1, 2))
     judged = _figures(pipe, sae, edit, concept, config, figures, acts)
     if held_out is not None and judged.spares:
@@ -230,14 +231,6 @@ def _figures(
         protected=protected(pipe, edit, sae, config.batch_size),
         spares=config.gate != "relu",
     )
-
-
-def _replaced(
-    pipe: Pipeline, sae: TopKSAE, edit: SAEEdit, concept: Concept, config: SNCEConfig
-) -> tuple[SAEEdit, float]:
-    """Return the edit that moves states instead, by λ times the way, and the share that λ = 1 covers."""
-    moving, share = replacing(pipe, sae, edit, concept, config.replace_with, config.batch_size)
-    return replace(moving, lam=config.lam), share
 
 
 def _with_levels(edit: SAEEdit, concept: Concept, levels: Calibration) -> SAEEdit:
