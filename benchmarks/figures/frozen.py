@@ -7,9 +7,9 @@ none of them. Methods take the settings that docs/results/peers.md chose on othe
 docs/results/frozen.json and .md after each concept. What the file has is not run again, so the set can be drawn on
 several days, and an interrupted run resumes with the same `--work`.
 
-Everything is computed in bfloat16, which takes less time on processors that multiply it in hardware (AMX), and many
-times more on those that do not: there the script refuses to begin. SNCE and the unerased model have been drawn in
-float32 too, and the page compares the two.
+A concept is computed in bfloat16 on a GPU or a processor that multiplies it (AMX), else in float32, the same for every
+method; the page says which. SNCE and the unerased model have been drawn on all concepts in float32 too, and the page
+compares the two.
 """
 
 from __future__ import annotations
@@ -41,7 +41,6 @@ ORDER = tuple(FROZEN[5 * n % len(FROZEN)] for n in range(len(FROZEN)))
 """Order in which the concepts are drawn: every fifth, so that the first few are of every kind."""
 BUDGET: dict[str, Any] = {"prefix": {"iterations": 20, "batch": 4}, "inversion": {"iterations": 60, "batch": 4}}
 """White-box attacks, as in peers.md: Canvas's own budget would take two thirds of the time."""
-DTYPE = "bfloat16"
 MAIN = {
     "ua": "target gone",
     "ira_ratio": "others of its kind kept",
@@ -88,10 +87,9 @@ def main() -> None:
 def run(options: argparse.Namespace, results: dict[str, Any]) -> None:
     """Run the methods on the concepts that they lack in the results, and save each concept with its commit.
 
-    Raises ExciseError on a processor that emulates bfloat16.
+    Raises ExciseError for a concept that has methods drawn in another precision than this machine's.
     """
-    if options.device == "cpu" and not multiplies_bfloat16():
-        raise ExciseError("this processor emulates bfloat16, which takes hours a concept; use another machine or a GPU")
+    dtype = "bfloat16" if options.device != "cpu" or multiplies_bfloat16() else "float32"
     chosen = json.loads(Path("docs/results/peers.json").read_text())["tuning"]
     settings = {name: plan.best(chosen[name]) if name in chosen else "" for name in options.methods.split(",")}
     until = time.monotonic() + 60 * options.minutes
@@ -100,7 +98,10 @@ def run(options: argparse.Namespace, results: dict[str, Any]) -> None:
         left = (until - time.monotonic()) / 60
         if not rows or left <= 0:
             continue
-        opened = drawing.begun(options.work / concept, "frozen", list(rows.values()), [concept], BUDGET, DTYPE)
+        drawn = {own["precisions"][concept] for own in results["methods"].values() if concept in own["precisions"]}
+        if drawn - {dtype}:
+            raise ExciseError(f"{concept} has methods drawn in {', '.join(drawn)}; this machine would draw in {dtype}")
+        opened = drawing.begun(options.work / concept, "frozen", list(rows.values()), [concept], BUDGET, dtype)
         try:
             drawing.Drawing(options.device, options.jobs, left)(opened)
         finally:
@@ -137,6 +138,7 @@ def add(
         )
         own |= origin | {"settings": opened.plan["configurations"][row], "drawn_with": found["drawn_with"]}
         own["commits"] = own.get("commits", {}) | {concept: origin["commit"]}
+        own["precisions"] = own.get("precisions", {}) | {concept: opened.plan["weights"]["dtype"]}
         for key in ("concepts", "refused"):
             own[key] |= measured[key]
         for key in ("broken", "errors"):
@@ -164,26 +166,31 @@ def page(results: Mapping[str, Any]) -> str:
     if not (rows or single):
         return "\n".join([*lines, "No method has been run yet.", ""])
     lines += [
-        "| run | precision | settings | concepts | commit | date, machine |",
-        "|---|---|---|---|---|---|",
+        "| run | concepts | settings | commit | date, machine |",
+        "|---|---|---|---|---|",
         *(
-            f"| {name} | {dtype} | {own['setting'] or 'defaults'} | {len(own['concepts']) + len(own['refused'])} "
-            f"| {commits(own)} | {own['date']}, {own['machine']} |"
-            for dtype, kind in (("float32", single), (DTYPE, rows))
+            f"| {name} | {', '.join(f'{len(some)} in {dtype}' for dtype, some in precisions(own).items())} "
+            f"| {own['setting'] or 'defaults'} | {commits(own)} | {own['date']}, {own['machine']} |"
+            for kind in (single, rows)
             for name, own in kind.items()
         ),
         "",
     ]
-    whole, dtype = finished(results, rows), DTYPE
+    whole = finished(results, rows)
     if len(whole) < 2:
-        whole, dtype = single, "float32"
-    lines += [f"## On all {len(results['concepts'])} concepts, in {dtype}", *tables(whole, results["settings"], "#")]
+        whole = single
+    lines += [
+        f"## On all {len(results['concepts'])} concepts",
+        said(whole),
+        *tables(whole, results["settings"], "#"),
+    ]
     shared = [concept for concept in results["concepts"] if all(has(results, name, concept) for name in rows)]
     if len(finished(results, rows)) < len(rows) and shared:
         lines += [
             "",
-            f"## Every method, on {len(shared)} of {len(results['concepts'])} concepts, in {DTYPE}",
-            f"The methods are drawn a concept at a time, in an order fixed before. So far: {', '.join(shared)}.",
+            f"## Every method, on {len(shared)} of {len(results['concepts'])} concepts",
+            "The methods are drawn a concept at a time, in an order fixed before.",
+            said(restricted(rows, shared)),
             *tables(restricted(rows, shared), results["settings"], "#"),
         ]
     return "\n".join([*lines, *in_both(rows, single)]) + "\n"
@@ -192,6 +199,19 @@ def page(results: Mapping[str, Any]) -> str:
 def finished(results: Mapping[str, Any], rows: Mapping[str, Any]) -> dict[str, Any]:
     """Return the rows of methods that have run on every concept."""
     return {name: own for name, own in rows.items() if all(has(results, name, one) for one in results["concepts"])}
+
+
+def precisions(own: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the concepts of a method by the precision they were drawn in."""
+    drawn: dict[str, list[str]] = {}
+    for concept, dtype in own["precisions"].items():
+        drawn.setdefault(dtype, []).append(concept)
+    return drawn
+
+
+def said(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the sentences on the precision of each concept, which is the same for every method."""
+    return " ".join(f"In {dtype}: {', '.join(names)}." for dtype, names in precisions(rows[BASELINE]).items())
 
 
 def commits(own: Mapping[str, Any]) -> str:
@@ -207,19 +227,24 @@ def restricted(rows: Mapping[str, Mapping[str, Any]], concepts: Iterable[str]) -
         for name, own in rows.items()
     }
     return {
-        name: {**own, "concepts": some[name], "figures": figures(some[name], some[BASELINE])}
+        name: {
+            **own,
+            "concepts": some[name],
+            "precisions": {concept: own["precisions"][concept] for concept in concepts},
+            "figures": figures(some[name], some[BASELINE]),
+        }
         for name, own in rows.items()
     }
 
 
 def in_both(rows: Mapping[str, Mapping[str, Any]], single: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return the section on the methods that were drawn in float32 too, on the concepts that both have."""
+    """Return the section on the methods that were drawn in both precisions, on the concepts of which both are had."""
     lines: list[str] = []
     for name in [name for name in single if name in rows]:
-        concepts = [concept for concept in single[name]["concepts"] if concept in rows[name]["concepts"]]
+        concepts = [one for one in precisions(rows[name]).get("bfloat16", []) if one in single[name]["concepts"]]
         pair = {
             f"{name}, {dtype}": restricted({BASELINE: kind[BASELINE], name: kind[name]}, concepts)[name]
-            for dtype, kind in (("float32", single), (DTYPE, rows))
+            for dtype, kind in (("float32", single), ("bfloat16", rows))
         }
         table = comparison.table(pair, MAIN | {"asr": "attacks by wording and Ring-A-Bell"})
         lines += ["", f"{name}, on {len(concepts)} concepts:", "", *table]

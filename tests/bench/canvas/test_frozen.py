@@ -39,6 +39,7 @@ def outcomes(hits: dict[str, list[bool]]) -> dict[str, Any]:
         "refused": {},
         "figures": {"ua": over, "asr.p4d": over},
         "concepts": {name: {"ua": own, "asr.p4d": own} for name, own in by_concept.items()},
+        "precisions": {name: "float32" if name == FROZEN[0] else "bfloat16" for name in hits},
     }
 
 
@@ -52,6 +53,8 @@ def test_the_page_says_who_is_in_front_and_what_is_more_than_chance() -> None:
     results = {"command": "c", "concepts": list(FROZEN), "settings": frozen.BUDGET, "methods": rows}
     page = frozen.page(json.loads(json.dumps(results)))
     assert "| snce | 100.0 (" in page
+    assert f"In float32: {names[0]}. In bfloat16: {', '.join(names[1:])}." in page
+    assert "| snce | 1 in float32, 7 in bfloat16 |" in page
     assert ", 32 |" in page  # the number of pictures
     assert "snce is alone in front in: target gone." in page
     assert "Others are in front in: p4d (uce)." in page  # the share that is still generated: less is better
