@@ -179,11 +179,9 @@ def page(results: Mapping[str, Any]) -> str:
     whole = finished(results, rows)
     if len(whole) < 2:
         whole = single
-    lines += [
-        f"## On all {len(results['concepts'])} concepts",
-        said(whole),
-        *tables(whole, results["settings"], "#"),
-    ]
+    if whole:
+        lines += [f"## On all {len(results['concepts'])} concepts", said(whole)]
+        lines += tables(whole, results["settings"], "#")
     shared = [concept for concept in results["concepts"] if all(has(results, name, concept) for name in rows)]
     if len(finished(results, rows)) < len(rows) and shared:
         lines += [
@@ -238,7 +236,7 @@ def restricted(rows: Mapping[str, Mapping[str, Any]], concepts: Iterable[str]) -
 
 
 def in_both(rows: Mapping[str, Mapping[str, Any]], single: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return the section on the methods that were drawn in both precisions, on the concepts of which both are had."""
+    """Return the section on the methods and concepts that were drawn in both precisions."""
     lines: list[str] = []
     for name in [name for name in single if name in rows]:
         concepts = [one for one in precisions(rows[name]).get("bfloat16", []) if one in single[name]["concepts"]]
