@@ -183,12 +183,17 @@ def _weights_of(module: nn.Module) -> list[int]:
 def _is_plain(tensor: Tensor) -> bool:
     """Whether a sample of it is a view, which shows later writes. Offloaded, quantised and non-contiguous weights have
     none, and are read again every time."""
-    return type(tensor) in (Tensor, nn.Parameter) and not tensor.is_meta and tensor.is_contiguous()
+    return type(tensor) in (Tensor, nn.Parameter) and not tensor.is_meta and _as_stored(tensor).is_contiguous()
+
+
+def _as_stored(tensor: Tensor) -> Tensor:
+    """Return a view with the axes in memory's order: torch's `channels_last` stores the second axis last."""
+    return tensor if tensor.ndim < 4 or tensor.is_contiguous() else tensor.movedim(1, -1)
 
 
 def _sample(tensor: Tensor) -> Tensor:
-    """Return up to `SAMPLES` evenly spaced values."""
-    flat = tensor.detach().flatten()
+    """Return up to `SAMPLES` values, evenly spaced in memory."""
+    flat = _as_stored(tensor.detach()).flatten()
     return flat[:: max(1, len(flat) // SAMPLES)][:SAMPLES]
 
 

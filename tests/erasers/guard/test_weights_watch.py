@@ -90,6 +90,18 @@ def test_an_unchanged_pipeline_is_not_walked_through(tiny_pipe: Any, monkeypatch
         watched.now()
 
 
+def test_a_channels_last_denoiser_is_not_walked_through_either(tiny_pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_pipe.unet.to(memory_format=torch.channels_last)
+    weight = tiny_pipe.unet.conv_in.weight
+    assert not weight.is_contiguous()
+    watched = WeightsWatch(tiny_pipe, ("unet",))
+    monkeypatch.setattr(weights_watch, "weights_now", lambda *args: pytest.fail("walked"))
+    watched.now()
+    weight.data[0, 0, 0, 0] += 1
+    with pytest.raises(pytest.fail.Exception, match="walked"):
+        watched.now()
+
+
 def test_weights_out_of_order_are_read_again_every_time(tiny_pipe: Any) -> None:
     """Their sample is a copy, which would not show later writes."""
     weight = _fc1(tiny_pipe).weight
