@@ -29,8 +29,8 @@ class Repeats(TorchFunctionMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._made: Any = WeakIdKeyDictionary()  # type: ignore[no-untyped-call]
+        super().__init__()
+        self._made: Any = WeakIdKeyDictionary()
         """What each weight made. A weight that an offloading drops takes it along."""
         self._bytes = 0
 
