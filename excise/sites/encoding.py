@@ -17,13 +17,16 @@ class Enough(Exception):
     """Raised by a hook that has all it needs, to stop the pipeline early."""
 
 
-def encode_prompt(pipe: Pipeline, prompt: str | list[str], guidance: bool = False) -> Any:
+def encode_prompt(
+    pipe: Pipeline, prompt: str | list[str], guidance: bool = False, device: torch.device | None = None
+) -> Any:
     """Return the result of the pipeline's `encode_prompt`, by default without the unconditional branch.
 
     Args:
         pipe: The pipeline.
         prompt: A prompt, or several.
         guidance: Whether to encode the unconditional branch too.
+        device: `device_of` the pipeline, if known: to find it takes longer than a small encoder.
 
     Raises:
         WrongModel: if the pipeline has no `encode_prompt`.
@@ -36,7 +39,7 @@ def encode_prompt(pipe: Pipeline, prompt: str | list[str], guidance: bool = Fals
     }
     # A copy, since some pipelines write their template into the given list.
     texts = prompt if isinstance(prompt, str) else list(prompt)
-    wanted |= {"prompt": texts, "device": device_of(pipe), "do_classifier_free_guidance": guidance}
+    wanted |= {"prompt": texts, "device": device or device_of(pipe), "do_classifier_free_guidance": guidance}
     wanted |= {"batch_size": 1 if isinstance(prompt, str) else len(prompt)}
     wanted |= {"num_images_per_prompt": 1, "num_videos_per_prompt": 1}
     return as_diffusers(pipe).encode_prompt(**{name: value for name, value in wanted.items() if name in known})

@@ -27,7 +27,7 @@ class PictureHook(UNetCallHook):
 
     def begin(self) -> None:
         super().begin()
-        self._here.moved = None
+        self._here.moved, self._here.checked = None, False
 
     def around(self, call: UNetCall, proceed: Proceed) -> Any:
         self.step_of(call)
@@ -38,7 +38,9 @@ class PictureHook(UNetCallHook):
         looked = [n for n, time in enumerate(times_of(call)[prompts].tolist()) if self.edit.looks(time)]
         if not looked:
             return made
-        refuse_offloading(self.attachment.pipe)
+        if not self._here.checked:  # once an image, since it walks through all modules
+            refuse_offloading(self.attachment.pipe)
+            self._here.checked = True
         with torch.inference_mode(False):  # a copy that was made in inference mode has no gradients
             self.move(call.states.device)
         own = predicted(made)

@@ -20,14 +20,16 @@ from excise.sites.encoding import Enough, encode_prompt, tensors_of
 
 
 @torch.no_grad()
-def denoiser_inputs(pipe: Pipeline, prompt: str | list[str]) -> list[Tensor]:
+def denoiser_inputs(
+    pipe: Pipeline, prompt: str | list[str], guidance: bool = True, device: torch.device | None = None
+) -> list[Tensor]:
     """Return every floating-point tensor that the pipeline's `encode_prompt` makes of a prompt, or of several (states,
     pooled vectors and others).
 
-    Guidance is on, as when generating: otherwise a pipeline that encodes the unconditional prompt first would go
-    unnoticed.
+    Guidance is on by default, as when generating: otherwise a pipeline that encodes the unconditional prompt first
+    would go unnoticed.
     """
-    return [t for t in tensors_of(encode_prompt(pipe, prompt, guidance=True)) if t.is_floating_point()]
+    return [t for t in tensors_of(encode_prompt(pipe, prompt, guidance, device)) if t.is_floating_point()]
 
 
 def denoiser_predictions(pipe: Pipeline, prompt: str, steps: int) -> list[Tensor]:

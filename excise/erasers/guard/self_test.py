@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,13 +14,16 @@ from excise.erasers.artefact.record import MOST_CANARIES
 from excise.erasers.guard.canary import denoiser_inputs, denoiser_predictions, shifts, text_states
 from excise.erasers.hooks.context import proving, unedited
 from excise.erasers.hooks.known_vectors import KnownVectors
+from excise.sites.encoding import device_of
+from excise.sites.repeats import repeats
 
 if TYPE_CHECKING:
     from excise.erasers.hooks.host import Host
 
 States = list[Tensor]
-BATCH = 32
-"""Canary prompts that are encoded at once, if there are more than `MOST_CANARIES`, as merged erasers have."""
+BATCH = 20
+"""Canary prompts that are encoded at once, if there are more than `MOST_CANARIES`, as merged erasers have. A CPU is
+slower with more, whose states leave its cache."""
 _OTHER = "a plain grey wall"
 """A prompt to find text states with: tensors equal to a canary prompt's hold no text."""
 
@@ -47,27 +51,51 @@ def moved_text(attachment: Host, prompts: Sequence[str]) -> dict[str, float]:
 
 def _states(attachment: Host, prompts: Sequence[str]) -> Iterator[tuple[States, States, States, KnownVectors]]:
     """Yield each prompt's edited states, its plain ones, those of another prompt encoded in the same way, and the
-    vectors that edited encoders made."""
-    pipe, others = attachment.pipe, dict[int, States]()
-    each = BATCH if len(prompts) > MOST_CANARIES else 1
-    for some in (list(prompts[n : n + each]) for n in range(0, len(prompts), each)):
-        asked, size = some if len(some) > 1 else some[0], len(some)
+    vectors that edited encoders made.
+
+    Of more than `MOST_CANARIES` prompts, all but the first are encoded in batches and without the unconditional branch:
+    which branch a pipeline edits is the same for every prompt.
+    """
+    read = partial(denoiser_inputs, attachment.pipe, device=device_of(attachment.pipe))
+    alone = 1 if len(prompts) > MOST_CANARIES else len(prompts)
+    yield from _one_by_one(attachment, read, prompts[:alone])
+    for n in range(alone, len(prompts), BATCH):
+        yield from _together(attachment, read, prompts[n : n + BATCH])
+
+
+def _one_by_one(
+    attachment: Host, read: Callable[..., States], prompts: Sequence[str]
+) -> Iterator[tuple[States, States, States, KnownVectors]]:
+    with unedited():
+        other = read(_OTHER, True)
+    for prompt in prompts:
+        edited, plain, vectors = _encoded(attachment, partial(read, prompt, True))
+        yield edited, plain, other, vectors
+
+
+def _together(
+    attachment: Host, read: Callable[..., States], prompts: Sequence[str]
+) -> Iterator[tuple[States, States, States, KnownVectors]]:
+    asked = [*prompts, _OTHER]
+    edited, plain, vectors = _encoded(attachment, partial(read, asked, False))
+    if any(len(states) != len(asked) for states in plain):  # a pipeline that gives no batches of states
+        yield from _one_by_one(attachment, read, prompts)
+        return
+    for n in range(len(prompts)):
+        now, before = ([states[n : n + 1] for states in made] for made in (edited, plain))
+        yield now, before, [states[-1:] for states in plain], vectors
+
+
+def _encoded(attachment: Host, read: Callable[[], States]) -> tuple[States, States, KnownVectors]:
+    """Return the edited states, the plain ones, and the vectors that edited encoders made.
+
+    Both runs read the same batch, so that what no edit moves keeps every bit.
+    """
+    with repeats(attachment.pipe):
         with proving(attachment, "text") as vectors:
-            edited = denoiser_inputs(pipe, asked)
+            edited = read()
         with unedited():
-            plain = denoiser_inputs(pipe, asked)
-            if size not in others:
-                others[size] = denoiser_inputs(pipe, [_OTHER] * size if size > 1 else _OTHER)
-        other = others[size]
-        if size == 1:
-            yield edited, plain, other, vectors
-        elif all(len(states) == size for states in (*plain, *other)):
-            for n in range(size):
-                now, before, beside = ([states[n : n + 1] for states in made] for made in (edited, plain, other))
-                yield now, before, beside, vectors
-        else:  # a pipeline that gives no batches of states
-            for prompt in some:
-                yield from _states(attachment, [prompt])
+            return edited, read(), vectors
 
 
 def moved_prediction(attachment: Host, prompts: Sequence[str]) -> dict[str, float]:

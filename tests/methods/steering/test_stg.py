@@ -17,6 +17,7 @@ from torch import Tensor
 
 from excise.concepts import Concept, Pair
 from excise.erasers import Attachment, Eraser, verify
+from excise.erasers.apply import pictures as acting
 from excise.erasers.edits.pictures import PictureEdit, clean, detected
 from excise.erasers.loaded import steer_guidance
 from excise.errors import EraserDidNotFire, ExciseError
@@ -301,3 +302,17 @@ def test_what_does_not_go_together_is_refused_when_it_is_attached(tiny_pipe: Any
     tiny_pipe.vae._hf_hook = object()
     with pytest.raises(ExciseError, match="do not offload them"):
         one.attach(tiny_pipe)
+
+
+def test_offloading_is_looked_for_once_an_image(tiny_pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse, looks = acting.refuse_offloading, list[Any]()
+
+    def counted(pipe: Any) -> None:
+        looks.append(pipe)
+        refuse(pipe)
+
+    with method("stg").fit(tiny_pipe, CONCEPT, CONFIG).attach(tiny_pipe):
+        monkeypatch.setattr(acting, "refuse_offloading", counted)
+        for images in (1, 2):
+            draw(tiny_pipe)
+            assert len(looks) == images
