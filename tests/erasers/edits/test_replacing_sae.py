@@ -12,10 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from excise.erasers import Eraser, SAEEdit, merge
+from excise.erasers import Eraser, SAEEdit
 from excise.erasers.artefact.hub import card
 from excise.erasers.artefact.strength import in_words
-from excise.erasers.edits.merged_sae import can_be_merged
 from excise.erasers.edits.replacing_sae import ReplacingSAEEdit
 from excise.errors import ExciseError
 from tests.erasers.edits.test_text_sae import SITE, sae, states
@@ -102,12 +101,6 @@ def test_it_is_saved(tmp_path: Path) -> None:
     assert torch.equal(again.apply(states()), edit(lam=0.75).apply(states()))
     text = (tmp_path / "gun" / "eraser.json").read_text()
     assert '"kind": "sae-replacing"' in text and "concept_codes" not in text
-
-
-def test_it_is_not_merged_and_the_error_says_what_to_do() -> None:
-    assert can_be_merged(plain()) and not can_be_merged(edit())
-    with pytest.raises(ExciseError, match=r"'b' cannot be merged: .* without replace_with or ortho, can, .* attach it"):
-        merge([eraser("a", plain()), eraser("b", edit())])
 
 
 def test_a_card_says_what_it_does() -> None:
