@@ -89,11 +89,14 @@ def test_the_page_has_the_column_where_it_was_measured(results: dict[str, Any]) 
 
 
 def test_too_few_pictures_give_no_number(results: dict[str, Any]) -> None:
-    (name, own), *_ = results["concepts"].items()
-    few = copy.deepcopy(own)
-    few["nothing"]["traits"] = few["nothing"]["traits"][: LEAST * COMPONENTS - 1]
-    distances = replacing.to_real_scenes({name: few})
-    assert distances["nothing"] == "too few"
+    few = copy.deepcopy(results["concepts"])
+    left = LEAST * COMPONENTS - len(few["dog"]["nothing"]["traits"])
+    assert left > 0
+    few["bus"]["nothing"]["traits"] = few["bus"]["nothing"]["traits"][:left]
+    assert replacing.to_real_scenes(few)["nothing"] != "too few"
+    few["bus"]["nothing"]["traits"].pop()
+    distances = replacing.to_real_scenes(few)
+    assert distances["nothing"] == "too few" != distances["default"]
 
 
 def test_traits_are_of_each_picture() -> None:
