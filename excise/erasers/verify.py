@@ -154,7 +154,7 @@ def compared_rows(eraser: Eraser, saes: dict[str, TopKSAE], passes: Any) -> list
         same += ", and projected directions what they give"
     passes("rows", same_rows, "; ".join([*([same] if at_hand else []), *absent]))
     rows = [f"that the rows of {', '.join(missing)} are an SAE's"] if missing else []
-    moved = [(e.site.key, dict.fromkeys(filter(None, instead_of(e)))) for e in edits if isinstance(e, SAEEdit)]
+    moved = [(e.site.key, sorted({*filter(None, instead_of(e))})) for e in edits if isinstance(e, SAEEdit)]
     spared = [edit for edit in edits if isinstance(edit, OrthogonalSAEEdit)]
     rows += [f"that the {len(edit.coupled)} coupled neurons of {edit.site.key} are those to spare" for edit in spared]
     said = [(key, ", ".join(f"“{word}”" for word in words)) for key, words in moved if words]

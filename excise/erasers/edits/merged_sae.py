@@ -176,8 +176,8 @@ class MergedReplacingEdit(MergedSAEEdit):
 
     @property
     def words(self) -> tuple[str, ...]:
-        """What it moves states to, each once."""
-        return tuple(dict.fromkeys(filter(None, self.replace_with)))
+        """What it moves states to, each once, in order of the alphabet."""
+        return tuple(sorted({*filter(None, self.replace_with)}))
 
     @property
     def description(self) -> str:

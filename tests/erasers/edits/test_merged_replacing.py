@@ -216,13 +216,13 @@ def test_a_card_says_what_it_does(edits: list[SAEEdit], words: str) -> None:
     assert f"by moving its text encoder's states, {words}" in text
 
 
-def test_on_the_bundled_model_two_moves_and_a_turn_are_what_they_are_together(
+def test_on_the_bundled_model_a_move_and_a_turn_are_what_they_are_together(
     one_bundled_pipe: Any, tmp_path: Path
 ) -> None:
     pipe = one_bundled_pipe
-    asked = {"dog": "apple", "cat": "nothing", "gun": ""}
+    asked = {"dog": "apple", "gun": ""}
     parts = [excise.erase(pipe, Canvas().concept(name), replace_with=word) for name, word in asked.items()]
-    prompts = ["a dog on grass", "a cat and a dog", "a gun on sand", "a bus in the sky", "a dog, a cat and a gun"]
+    prompts = ["a dog on grass", "a gun on sand", "a bus in the sky", "a dog and a gun"]
 
     def encoded() -> Tensor:
         with torch.no_grad():
@@ -230,7 +230,7 @@ def test_on_the_bundled_model_two_moves_and_a_turn_are_what_they_are_together(
         return made
 
     plain = encoded()
-    with parts[0].attach(pipe), parts[1].attach(pipe), parts[2].attach(pipe):
+    with parts[0].attach(pipe), parts[1].attach(pipe):
         together = encoded()
     merged = merge(parts, "policy")
     merged.save(tmp_path / "policy")
@@ -238,8 +238,8 @@ def test_on_the_bundled_model_two_moves_and_a_turn_are_what_they_are_together(
         states = encoded()
     torch.testing.assert_close(states, together, atol=1e-4, rtol=1e-4)
     moved = [not torch.equal(one, other) for one, other in zip(states, plain, strict=True)]
-    assert moved == [True, True, True, False, True]
+    assert moved == [True, True, False, True]
     checks = {check.name: check for check in verify(tmp_path / "policy", pipe, sae=load(reference.sae_folder()))}
     assert [name for name, check in checks.items() if not check.passed] == []
-    assert "is moved to the states of “apple”, “nothing”" in checks["trusted as signed"].detail
-    assert "dog" in checks["removal"].detail and "cat" in checks["removal"].detail
+    assert "is moved to the states of “apple”" in checks["trusted as signed"].detail
+    assert "dog" in checks["removal"].detail and "gun" in checks["removal"].detail

@@ -84,7 +84,7 @@ def opened(h: Tensor, how: str) -> Tensor:
         for n, i in enumerate((7, 2)):
             a = [(W_enc[i] @ (x - b_pre) + b_enc[i]).clamp(min=0) * (t > 0) for t, x in enumerate(states_of)]
             loudest, bound = torch.stack(a).max(), float(SHUT["threshold"][n])
-            gain = (float(SHUT["typical"][n]) / loudest).clamp(min=1)
+            gain = (float(SHUT["typical"][n]) / loudest.clamp(min=1e-6)).clamp(min=1)
             share = torch.sigmoid((loudest - bound) / (0.1 * bound)) if how == "soft" else 1.0
             taken = [one + 0.75 * share * gain * code * MOVES[n].double() for one, code in zip(taken, a, strict=True)]
         out.append(torch.stack([x - one for x, one in zip(states_of, taken, strict=True)]))

@@ -97,12 +97,13 @@ def test_the_move_against_loops(tiny_pipe: Any, word_sae: TopKSAE, gun: Concept,
     assert 0.2 < share < 1
 
 
-SEVERAL = ("sdxl", "sd3", "flux", "kandinsky5")
-"""Families with several text encoders: CLIP's, T5 with and without a mask, a language model, padded to the longest."""
+READ = {"sdxl": 4, "sd3": 4, "flux": 4, "kandinsky5": 1, "qwen-image": 4}
+"""Families with several text encoders, and one that pads to the longest prompt of a batch, with the prompts of a batch.
+Kandinsky does that too, and gives its language model no mask that says where."""
 
 
 @pytest.mark.usefixtures("few_groups")
-@pytest.mark.parametrize("family", SEVERAL)
+@pytest.mark.parametrize("family", READ)
 def test_the_move_of_every_encoder_against_loops(family: str) -> None:
     """The other word has another number of tokens, and prompts are read in batches of other lengths."""
     if (reason := tiny.missing(family)) is not None:
@@ -110,19 +111,19 @@ def test_the_move_of_every_encoder_against_loops(family: str) -> None:
     pipe, full = tiny.build(family), from_templates("gun", ("gun",), 12)
     concept, word = replace(full, pairs=full.pairs[:6], controls=full.controls[:4]), "tulip"
     saes = {s: planted(pipe, s, concept) for s in (default_site(pipe, c) for c in to_cover(pipe))}
-    own = SNCEConfig(permutations=20, examine=2, replace_with=word, lam=1.0, batch_size=4)
+    own = SNCEConfig(permutations=20, examine=2, replace_with=word, lam=1.0, batch_size=READ[family])
     eraser = fit(pipe, concept, own, sae=saes)
-    assert [edit.site for edit in eraser.edits] == list(saes) and len(saes) > 1
+    assert [edit.site for edit in eraser.edits] == list(saes)
     for edit in eraser.edits:
         assert isinstance(edit, ReplacingSAEEdit) and (edit.replace_with, len(edit.neurons)) == (word, 1)
         component, clip = edit.site.component, is_clip(encoder_of(pipe, edit.site.component))
-        ends = {tokenizer_of(pipe, component).eos_token_id, tokenizer_of(pipe, component).pad_token_id}
+        padding = tokenizer_of(pipe, component).pad_token_id
         above, below, left, whole, sides = torch.zeros(edit.site.width).double(), 0.0, 0.0, 0.0, []
         for text in dict.fromkeys(pair.concept for pair in concept.pairs):
             # In batches of one prompt nothing is padded to the longest.
             ((ids, h),) = read(pipe, edit.site, [text])
             ((other_ids, g),) = read(pipe, edit.site, [re.sub(r"\bgun\b", word, text)])
-            short, other_short = (one[: spoken(one, ends)] for one in (ids, other_ids))
+            short, other_short = (one[: spoken(one, padding)] for one in (ids, other_ids))
             at = counterparts(short, other_short, len(h), len(g))
             reads = len(h) if clip or family in ("sd3", "flux") else len(short)
             codes = edit.codes(h[None])[0, :reads, 0].double()
@@ -135,23 +136,24 @@ def test_the_move_of_every_encoder_against_loops(family: str) -> None:
         for codes, aparts in sides:
             left += float((aparts - codes[:, None] * u).square().sum())
             whole += float(aparts.square().sum())
-        assert eraser.measured["encoders"][edit.site.key]["replaced"] == pytest.approx(1 - left / whole, abs=1e-3)
+        measured = eraser.measured["encoders"][edit.site.key] if len(saes) > 1 else eraser.measured
+        assert measured["replaced"] == pytest.approx(1 - left / whole, abs=1e-3)
 
     def encoded(text: str) -> list[torch.Tensor]:
         return [tensor for tensor in tensors_of(encode_prompt(pipe, text)) if tensor.is_floating_point()]
 
     with torch.no_grad():
-        plain, goal, cat = encoded("a gun on grass"), encoded("a tulip on grass"), encoded("a cat on grass")
+        plain, cat = encoded("a gun on grass"), encoded("a cat on grass")
         with eraser.attach(pipe):
             moved, kept = encoded("a gun on grass"), encoded("a cat on grass")
     assert all(torch.equal(one, other) for one, other in zip(kept, cat, strict=True))
-    compared = [(m, p, t) for m, p, t in zip(moved, plain, goal, strict=True) if p.shape == t.shape]
-    assert compared and not any(torch.equal(m, p) for m, p, _ in compared)
+    by_prompt = [n for n, (one, other) in enumerate(zip(plain, cat, strict=True)) if not torch.equal(one, other)]
+    assert by_prompt and not any(torch.equal(moved[n], plain[n]) for n in by_prompt)
 
 
-def spoken(ids: list[int], ends: set[int]) -> int:
-    """How many of the ids are a prompt's, with one special token at its end, if it has any."""
-    last = max(n for n, one in enumerate(ids) if one not in ends)
+def spoken(ids: list[int], padding: int) -> int:
+    """How many of the ids are a prompt's, with the first of the padding (CLIP's is also the end of a prompt)."""
+    last = max(n for n, one in enumerate(ids) if one != padding)
     return min(last + 2, len(ids))
 
 
