@@ -25,11 +25,10 @@ from excise.bench.canvas.families import cases
 from excise.bench.canvas.remains import remains, unchanged_outside
 from excise.bench.canvas.sizes import TUNING
 from excise.bench.canvas.suite import Canvas
-from excise.bench.frechet import frechet
+from excise.bench.frechet import LEAST, frechet
 from excise.bench.pictures import Pixels, png
 from excise.bench.suite import Case
 from excise.erasers.proof.effects import text_changes
-from excise.errors import ExciseError
 from excise.files import write_atomic
 from excise.methods.configs.sae import SNCEConfig
 from excise.methods.sae.snce import fit
@@ -248,24 +247,22 @@ def page(results: Mapping[str, Any]) -> str:
 def to_real_scenes(concepts: Mapping[str, Any]) -> dict[str, str]:
     """Return Fréchet distances by row, of unerased pictures, between two sets of real scenes, and the number of each.
 
-    Nothing if a concept was measured before there were any.
+    Nothing if there are too few pictures for a covariance, or a concept was measured before there were any distances.
     """
-    if not all("scenes" in own for own in concepts.values()):
+    n = sum(len(own.get("scenes", {}).get(WITHOUT, ())) for own in concepts.values())
+    if n < LEAST * COMPONENTS or not all("scenes" in own for own in concepts.values()):
         return {}
 
     def distance(*sides: tuple[str, str]) -> str:
         one, other = (np.array([row for own in concepts.values() for row in own[of][key]]) for of, key in sides)
-        try:
-            return f"{frechet(one, other):.2f}"
-        except ExciseError:
-            return "too few"
+        return f"{frechet(one, other):.2f}"
 
     found = {
         label: distance((label, "traits"), ("scenes", INSTEAD if label.startswith(WORD) else WITHOUT)) for label in ROWS
     }
     found["unerased"] = distance(("scenes", "unerased"), ("scenes", WITHOUT))
     found |= {side: distance(("scenes", side), ("scenes", f"{side} again")) for side in (WITHOUT, INSTEAD)}
-    return found | {"n": str(sum(len(own["scenes"][WITHOUT]) for own in concepts.values()))}
+    return found | {"n": str(n)}
 
 
 def said(distances: Mapping[str, str]) -> list[str]:

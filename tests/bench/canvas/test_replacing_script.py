@@ -88,15 +88,16 @@ def test_the_page_has_the_column_where_it_was_measured(results: dict[str, Any]) 
     assert "Fréchet" not in replacing.page(older), "a concept was measured before"
 
 
-def test_too_few_pictures_give_no_number(results: dict[str, Any]) -> None:
+def test_too_few_pictures_give_no_column(results: dict[str, Any]) -> None:
     few = copy.deepcopy(results["concepts"])
-    left = LEAST * COMPONENTS - len(few["dog"]["nothing"]["traits"])
-    assert left > 0
-    few["bus"]["nothing"]["traits"] = few["bus"]["nothing"]["traits"][:left]
-    assert replacing.to_real_scenes(few)["nothing"] != "too few"
-    few["bus"]["nothing"]["traits"].pop()
-    distances = replacing.to_real_scenes(few)
-    assert distances["nothing"] == "too few" != distances["default"]
+    sides = [few["bus"][row]["traits"] for row in replacing.ROWS] + list(few["bus"]["scenes"].values())
+    left = LEAST * COMPONENTS - len(few["dog"]["scenes"][WITHOUT])
+    for side in sides:
+        del side[left:]
+    assert replacing.to_real_scenes(few)["n"] == str(LEAST * COMPONENTS)
+    for side in sides:
+        del side[left - 1 :]
+    assert replacing.to_real_scenes(few) == {}
 
 
 def test_traits_are_of_each_picture() -> None:
