@@ -132,7 +132,7 @@ def real_scenes(name: str, n: int, asked: Sequence[Case], word: str) -> dict[str
 
     Each set has a scene for each case, of another prompt of its family: the first set of the n prompts after those that
     are asked, the second of the n after these. Sets end in "" and " again". Where a prompt names a second object,
-    it stands where it would beside the concept.
+    it stands where it would next to the concept.
     """
     more = {(case.family, case.seed): case for case in cases(name, 3 * n)}
     rng, found = random.Random(f"replacing {name}"), dict[str, list[Scene]]()

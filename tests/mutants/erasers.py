@@ -122,7 +122,11 @@ MUTANTS = [
     ),
     *of(
         "excise/erasers/edits/merged_sae.py",
-        "tests/erasers/edits/test_merged_replacing.py",
+        "tests/erasers/edits/test_merged_replacing.py::test_it_subtracts_what_loops_do"
+        " tests/erasers/edits/test_merged_replacing.py::test_of_a_shared_neuron_the_first_that_replaces_decides"
+        " tests/erasers/edits/test_merged_replacing.py"
+        "::test_edits_without_a_common_neuron_do_what_they_do_together_in_any_order"
+        " tests/erasers/edits/test_merged_replacing.py::test_what_cannot_be",
         (" + len(place) * turned_down) % len(place)", ")"),
         ("alike = (taken == taken[at][place]).all(1)", "alike = (taken == taken).all(1)"),
         ("made[replacing] = self.moves", "made[replacing] = -self.moves"),

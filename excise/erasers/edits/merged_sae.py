@@ -135,7 +135,7 @@ class MergedSAEEdit(SAEEdit):
 
 @dataclass(frozen=True, eq=False)
 class MergedReplacingEdit(MergedSAEEdit):
-    """A `MergedSAEEdit` of neurons some of which move states to those of other prompts, as in a `ReplacingSAEEdit`.
+    """A `MergedSAEEdit` in which some neurons move states to those of other prompts, as in a `ReplacingSAEEdit`.
 
     Neuron i subtracts λ_i z_i u_i if it moves states, else λ_i z_i W_dec_i. All read the model's own states and what
     they subtract is summed, so that states in which several fire move by all of it, whatever the order. Raises

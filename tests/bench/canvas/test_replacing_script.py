@@ -1,4 +1,4 @@
-"""Fréchet distances of benchmarks/figures/replacing.py, on real scenes in the place of pictures."""
+"""Fréchet distances of benchmarks/figures/replacing.py, on real scenes instead of pictures."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_real_scenes_are_of_other_prompts_and_without_the_concept() -> None:
                 assert Counter(full.objects) == Counter((word, *of.keeps)) and name not in full.objects
                 assert set(bare.boxes) <= set(full.boxes) and len(bare.boxes) == len(of.keeps)
                 places = dict(zip(full.boxes, full.objects, strict=True))
-                assert [places[box] for box in bare.boxes] == list(bare.objects), "it stands where it would beside it"
+                assert [places[box] for box in bare.boxes] == list(bare.objects), "it stands where it would next to it"
         assert found[WITHOUT] != found[f"{WITHOUT} again"]
 
 

@@ -1,4 +1,4 @@
-"""Merged edits of which some move states: against loops, alone and attached, and what is refused."""
+"""Merged edits in which some neurons move states: against loops, alone and attached, and what is refused."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_an_attack_has_the_gradient_of_closed_gates_too() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"replace_with": ("apple", "", "", "nothing")}, "words and moves do not fit 5 neurons"),
+        ({"replace_with": ("apple", "", "", "nothing", "apple", "")}, "words and moves do not fit 5 neurons"),
         ({"replace_with": ("apple", "", "", "nothing", "")}, "words and moves do not fit 5 neurons"),
         ({"replace_with": ("apple", "", "", "nothing", "a](http://x)")}, "each is a word or a short phrase"),
         ({"replace_with": ("apple", "", "", "nothing", 5)}, "replace_with cannot hold 5"),
