@@ -10,6 +10,7 @@ few pictures for the page.
 from __future__ import annotations
 
 import argparse
+import random
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,17 +20,19 @@ import numpy as np
 
 from excise import reference
 from excise.app.bench.provenance import by_concept, in_words, provenance
+from excise.bench.canvas.distances import features
 from excise.bench.canvas.families import cases
 from excise.bench.canvas.remains import remains, unchanged_outside
 from excise.bench.canvas.sizes import TUNING
 from excise.bench.canvas.suite import Canvas
-from excise.bench.pictures import png
+from excise.bench.frechet import LEAST, frechet
+from excise.bench.pictures import Pixels, png
 from excise.bench.suite import Case
 from excise.erasers.proof.effects import text_changes
 from excise.files import write_atomic
 from excise.methods.configs.sae import SNCEConfig
 from excise.methods.sae.snce import fit
-from excise.reference.scenes import backdrop
+from excise.reference.scenes import Scene, backdrop, place_objects, render
 from excise.reference.world import OBJECTS
 from excise.sae import load
 from excise.statistics import in_percent, mean_over, share_over
@@ -57,6 +60,10 @@ SHOWN = {
 PROMPTS, UNRELATED = 8, 40
 """Prompts with the concept, by family, and prompts of other objects whose states are compared."""
 FAMILIES = ("direct", "synonym", "mixed")
+COMPONENTS = 12
+"""Components of the judge's features for Fréchet distances, so that 60 pictures of all concepts are enough."""
+WITHOUT, INSTEAD = "without", "instead"
+"""Real scenes without the concept, and with WORD's object in its place."""
 HEADS = {
     "gone": "direct: gone",
     "left_other": "other object",
@@ -93,7 +100,11 @@ def measured(pipe: Any, n: int, name: str) -> dict[str, Any]:
     others = [case.prompt for case in cases(name, UNRELATED) if case.family == "unrelated"]
     before = canvas.draw(pipe, asked).pixels
     unerased = canvas.judge(asked, before)
-    found: dict[str, Any] = {}
+    shown = [n for n, was in enumerate(unerased) if was["target"]]
+    scenes = real_scenes(name, n, [asked[at] for at in shown], WORDS[name])
+    sides = {side: [render(scene) for scene in some] for side, some in scenes.items()}
+    found: dict[str, Any] = {"scenes": {side: traits(some) for side, some in sides.items()}}
+    found["scenes"]["unerased"] = traits([before[at] for at in shown])
     for label, settings in ROWS.items():
         own = {**settings, "sae": str(reference.sae_folder())}
         if own.get("replace_with") == WORD:
@@ -104,6 +115,40 @@ def measured(pipe: Any, n: int, name: str) -> dict[str, Any]:
             changes = text_changes(pipe, others)
         found[label] = figures(asked, before, after, unerased, canvas.judge(asked, after), WORDS[name])
         found[label] |= {"untouched": [change == 0 for change in changes], "weak": list(eraser.weak)}
+        found[label]["traits"] = traits([after[at] for at in shown])
+    return found
+
+
+def traits(pictures: Sequence[Any]) -> list[list[float]]:
+    """Return features of pictures `[64, 64, 3]`, to compute Fréchet distances from."""
+    if not len(pictures):
+        return []
+    made: Pixels = np.stack([np.asarray(picture) for picture in pictures])
+    return [[round(float(value), 3) for value in row[:COMPONENTS]] for row in features(made)]
+
+
+def real_scenes(name: str, n: int, asked: Sequence[Case], word: str) -> dict[str, list[Scene]]:
+    """Return real scenes without the concept, and with the word's object in its place: two sets of each.
+
+    Each set has a scene for each case, of another prompt of its family: the first set of the n prompts after those that
+    are asked, the second of the n after these. Sets end in "" and " again". Where a prompt names a second object,
+    it stands where it would next to the concept.
+    """
+    more = {(case.family, case.seed): case for case in cases(name, 3 * n)}
+    rng, found = random.Random(f"replacing {name}"), dict[str, list[Scene]]()
+    for which, first in (("", n), (" again", 2 * n)):
+        found |= {WITHOUT + which: [], INSTEAD + which: []}
+        for case in asked:
+            other = more[case.family, first + case.seed]
+            things = rng.sample((WORD, *other.keeps), 1 + len(other.keeps))
+            boxes = place_objects(rng, len(things))
+            left = [at for at, thing in enumerate(things) if thing != WORD]
+            placed = {
+                WITHOUT: ([things[at] for at in left], [boxes[at] for at in left]),
+                INSTEAD: ([word if thing == WORD else thing for thing in things], boxes),
+            }
+            for side, (objects, where) in placed.items():
+                found[side + which].append(Scene(tuple(objects), other.style, other.background, tuple(where)))
     return found
 
 
@@ -158,6 +203,8 @@ def page(results: Mapping[str, Any]) -> str:
     """Return the page."""
     concepts = results["concepts"]
     counted = sum(len(own["default"]["gone"]) for own in concepts.values())
+    distances = to_real_scenes(concepts)
+    heads = [*HEADS.values(), *(["Fréchet distance to real scenes"] if distances else [])]
     lines = [
         "# Another state in a concept's place",
         "",
@@ -170,12 +217,13 @@ def page(results: Mapping[str, Any]) -> str:
         "sees it; the next three columns, and the share that shows WORD, are of these. A pixel outside the object is",
         "kept if it is within 32 of 255 of the unerased picture's from the same seed.",
         "",
-        f"| row | {' | '.join(HEADS.values())} |",
-        "|---" * (len(HEADS) + 1) + "|",
+        *(said(distances) if distances else []),
+        f"| row | {' | '.join(heads)} |",
+        "|---" * (len(heads) + 1) + "|",
     ]
     for label in ROWS:
         rows = [own[label] for own in concepts.values()]
-        cells = [cell(key, [row[key] for row in rows]) for key in HEADS]
+        cells = [cell(key, [row[key] for row in rows]) for key in HEADS] + ([distances[label]] if distances else [])
         lines.append(f"| {label} | {' | '.join(cells)} |")
     lines += ["", "By concept: gone, unrecognisable, outside the object kept.", ""]
     lines += [f"| concept | {' | '.join(ROWS)} |", "|---" * (len(ROWS) + 1) + "|"]
@@ -194,6 +242,40 @@ def page(results: Mapping[str, Any]) -> str:
         "stands there, and less of the rest is kept. Concepts that were not tuned on were not tried.",
     ]
     return "\n".join([*lines, ""])
+
+
+def to_real_scenes(concepts: Mapping[str, Any]) -> dict[str, str]:
+    """Return Fréchet distances by row, of unerased pictures, between two sets of real scenes, and the number of each.
+
+    Nothing if there are too few pictures for a covariance, or a concept was measured before there were any distances.
+    """
+    n = sum(len(own.get("scenes", {}).get(WITHOUT, ())) for own in concepts.values())
+    if n < LEAST * COMPONENTS or not all("scenes" in own for own in concepts.values()):
+        return {}
+
+    def distance(*sides: tuple[str, str]) -> str:
+        one, other = (np.array([row for own in concepts.values() for row in own[of][key]]) for of, key in sides)
+        return f"{frechet(one, other):.2f}"
+
+    found = {
+        label: distance((label, "traits"), ("scenes", INSTEAD if label.startswith(WORD) else WITHOUT)) for label in ROWS
+    }
+    found["unerased"] = distance(("scenes", "unerased"), ("scenes", WITHOUT))
+    found |= {side: distance(("scenes", side), ("scenes", f"{side} again")) for side in (WITHOUT, INSTEAD)}
+    return found | {"n": str(n)}
+
+
+def said(distances: Mapping[str, str]) -> list[str]:
+    """Return what the page says of the Fréchet distances."""
+    return [
+        f"Fréchet distances are over the first {COMPONENTS} components of the judge's features, from all",
+        f"{distances['n']} pictures that count to as many real scenes of other prompts of the same families: without",
+        "the concept, or for WORD with that object in its place. So few pictures make them too large, by about what",
+        f"two such sets of real scenes are apart: {distances[WITHOUT]} without the concept, {distances[INSTEAD]} with",
+        f"WORD. The unerased pictures are {distances['unerased']} from scenes without it. Compare the rows with each",
+        "other and with these alone.",
+        "",
+    ]
 
 
 def cell(key: str, by_concept: Sequence[Sequence[Any]]) -> str:

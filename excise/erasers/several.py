@@ -73,11 +73,13 @@ def merge(erasers: Sequence[Eraser], name: str = "merged") -> Eraser:
     """Merge erasers of one model into one, which erases what all of them erase together.
 
     One product reads all neurons, so the time that is added to a prompt hardly depends on the number of concepts. A
-    neuron of several erasers is turned down once. When it is attached, every canary prompt must move at least half as
-    far as the one that moved least when the parts were fitted.
+    neuron of several erasers acts once: as in the first of them that has it with `replace_with`, or else it is turned
+    down. When it is attached, every canary prompt must move at least half as far as the one that moved least when the
+    parts were fitted.
 
     Args:
-        erasers: Erasers that edit SAE neurons with gate="whole", as SNCE's do by default, or merged ones.
+        erasers: Erasers that edit SAE neurons with gate="whole", as SNCE's do by default, also with `replace_with`, or
+            merged ones.
         name: Name of the result.
 
     Returns:
@@ -126,8 +128,8 @@ def _check_part(eraser: Eraser, first: Eraser) -> None:
         or eraser.made_for.get("pipeline") == LanguageModel.__name__
     ):
         raise InvalidSetting(
-            f"eraser {eraser.name!r} cannot be merged: only SNCE's with gate=whole, without replace_with or "
-            "ortho, can, of pipelines that generate pictures; attach it together with the merged one"
+            f"eraser {eraser.name!r} cannot be merged: only SNCE's with gate=whole and without ortho can, of pipelines "
+            "that generate pictures; attach it together with the merged one"
         )
     if not eraser.canary_shift > 0:
         raise InvalidSetting(f"eraser {eraser.name!r} has no canary shift to prove it by; fit it again")

@@ -16,10 +16,10 @@ from excise.erasers.artefact.files import Check
 from excise.erasers.artefact.pins import check_pins
 from excise.erasers.artefact.signing import Signer, check_signature
 from excise.erasers.attachment import Attachment
-from excise.erasers.edits.merged_sae import parts_of
+from excise.erasers.edits.merged_sae import instead_of, parts_of
 from excise.erasers.edits.orthogonal_sae import OrthogonalSAEEdit
-from excise.erasers.edits.replacing_sae import ReplacingSAEEdit
 from excise.erasers.edits.sae_rows import Rows, altered_rows, sae_digest
+from excise.erasers.edits.text_sae import SAEEdit
 from excise.erasers.eraser import Eraser, StrPath
 from excise.erasers.guard.coverage import absent_from
 from excise.erasers.guard.model_digest import mismatches
@@ -154,10 +154,11 @@ def compared_rows(eraser: Eraser, saes: dict[str, TopKSAE], passes: Any) -> list
         same += ", and projected directions what they give"
     passes("rows", same_rows, "; ".join([*([same] if at_hand else []), *absent]))
     rows = [f"that the rows of {', '.join(missing)} are an SAE's"] if missing else []
-    moved = [edit for edit in edits if isinstance(edit, ReplacingSAEEdit)]
+    moved = [(e.site.key, sorted({*filter(None, instead_of(e))})) for e in edits if isinstance(e, SAEEdit)]
     spared = [edit for edit in edits if isinstance(edit, OrthogonalSAEEdit)]
     rows += [f"that the {len(edit.coupled)} coupled neurons of {edit.site.key} are those to spare" for edit in spared]
-    return rows + [f"that {edit.site.key} is moved to the states of “{edit.replace_with}”" for edit in moved]
+    said = [(key, ", ".join(f"“{word}”" for word in words)) for key, words in moved if words]
+    return rows + [f"that {key} is moved to the states of {words}" for key, words in said]
 
 
 def compared_weights(eraser: Eraser, solve: Callable[[], Solved | None], passes: Any) -> list[str]:

@@ -179,7 +179,7 @@ def test_one_edited_prompt_in_a_batch_keeps_it_from_being_taken_over(whole: Run)
 def test_edits_of_text_encoders_alone_declare_it() -> None:
     found = {edit.__name__ for edit in PLACES if edit.text_only}
     texts = {"SAEEdit", "GatedSAEEdit", "MergedSAEEdit", "OrthogonalSAEEdit", "ReplacingSAEEdit"}
-    assert found == {*texts, "VectorEdit", "AffineEdit"}
+    assert found == {*texts, "MergedReplacingEdit", "VectorEdit", "AffineEdit"}
 
 
 def test_one_in_a_hundred_is_checked_and_always_the_same() -> None:

@@ -39,6 +39,7 @@ NEW_KINDS, NEW_METHODS = (
         "affine",
         "classifier",
         "sae-merged",
+        "sae-merged-replacing",
         "sae-orthogonal",
         "sae-replacing",
         "block-replacement",

@@ -199,7 +199,7 @@ def test_what_cannot_be_merged(alone: list[Eraser], gun_eraser: Eraser) -> None:
     for given in ([gun], [gun, cat, gun], []):
         with pytest.raises(ExciseError, match="give at least two erasers to merge, each once"):
             merge(given)
-    with pytest.raises(ExciseError, match="'gun-test' cannot be merged: only SNCE's with gate=whole, without replace_"):
+    with pytest.raises(ExciseError, match="'gun-test' cannot be merged: only SNCE's with gate=whole and without ortho"):
         merge([cat, gun_eraser])
     unproved = replace(cat, canary_shift=0.0)
     with pytest.raises(ExciseError, match="'cat' has no canary shift to prove it by"):

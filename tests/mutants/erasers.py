@@ -138,14 +138,30 @@ MUTANTS = [
     *of(
         "excise/erasers/edits/merged_sae.py",
         "tests/erasers/edits/test_merged_sae.py",
-        ("return contribution(lams * z, W_dec, amount)", "return contribution(z, W_dec, amount)"),
+        ("return contribution(lams * z, directions, amount)", "return contribution(z, directions, amount)"),
         ("contribution(lams[active] * z[..., active]", "contribution(z[..., active]"),
         ("if z.requires_grad:", "if False:"),
         ("threshold\": least(torch.cat", "threshold\": -least(-torch.cat"),
-        ("typical\": -least(-torch.cat([edit", "typical\": least(torch.cat([edit"),
-        ("lams\": -least(-torch.cat(lams))", "lams\": least(torch.cat(lams))"),
-        ("[edit.lam * (edit.lams if", "[(edit.lams if"),
+        ("typical\": -least(-typical", "typical\": least(typical"),
+        ("lams\": -least(-lams", "lams\": least(lams"),
+        ("[edit.lam * getattr(edit", "[getattr(edit"),
         ("(self.lams >= 0)", "(self.lams >= -9)"),
+    ),
+    *of(
+        "excise/erasers/edits/merged_sae.py",
+        "tests/erasers/edits/test_merged_replacing.py::test_it_subtracts_what_loops_do"
+        " tests/erasers/edits/test_merged_replacing.py::test_of_a_shared_neuron_the_first_that_replaces_decides"
+        " tests/erasers/edits/test_merged_replacing.py"
+        "::test_edits_without_a_common_neuron_do_what_they_do_together_in_any_order"
+        " tests/erasers/edits/test_merged_replacing.py::test_what_cannot_be",
+        (" + len(place) * turned_down) % len(place)", ")"),
+        ("alike = (taken == taken[at][place]).all(1)", "alike = (taken == taken).all(1)"),
+        ("made[replacing] = self.moves", "made[replacing] = -self.moves"),
+        ("return edit.directions if isinstance(edit, MergedSAEEdit) else edit.W_dec", "return edit.W_dec"),
+        ("        return edit.moves\n", "        return edit.W_dec\n"),
+        ("if not isinstance(word, str) or (word and", "if not isinstance(word, str) or (False and"),
+        ("if len(self.replace_with) != len(self.indices) or", "if"),
+        ("!= (number, self.site.width):", "!= tuple(self.moves.shape):"),
     ),
     *of(
         "excise/erasers/edits/replacing_sae.py",

@@ -32,11 +32,16 @@ MUTANTS = [
         " tests/methods/sae/test_replacing.py::test_another_prompt_may_be_padded_to_another_length"
         " tests/methods/sae/test_replacing.py::test_the_moves_leave_least"
         " tests/methods/sae/test_replacing.py::test_neurons_with_equal_codes_share_the_move"
-        " tests/methods/sae/test_replacing.py::test_the_move_against_loops",
+        " tests/methods/sae/test_replacing.py::test_the_move_against_loops"
+        " tests/methods/sae/test_replacing.py::test_padding_that_no_mask_leaves_out_is_cut_to_its_first"
+        " tests/methods/sae/test_replacing.py::test_the_move_of_every_encoder_against_loops[qwen-image]",
         ("@ (z.T @ apart)", "@ (z.T @ -apart)"),
         ("torch.linalg.pinv(z.T @ z, hermitian=True)", "torch.eye(z.shape[1], dtype=z.dtype) / len(z)"),
         ("share = 1 - float(", "share = float("),
-        ("apart = own - torch.stack", "apart = own + 0 * torch.stack"),
+        ("apart.append((h - g[", "apart.append((h + 0 * g["),
+        ("ids[end - 1] == ids[end - 2] == padding", "False"),
+        ("ends if masked else", "ends if False else"),
+        ("g, other_ids = other[len(apart)]", "g, other_ids = other[0]"),
         ("place = max(n, len(other))", "place = n"),
         ("place = n - len(own) + len(other)", "place = n"),
         ("head if tail < len(other) - head else head - 1", "head"),

@@ -19,7 +19,7 @@ from excise.erasers.edits.block_sae import BlockEdit
 from excise.erasers.edits.blocklist import FilterEdit
 from excise.erasers.edits.gated_sae import GatedSAEEdit
 from excise.erasers.edits.guidance import ClassifierEdit, GuidanceEdit
-from excise.erasers.edits.merged_sae import MergedSAEEdit
+from excise.erasers.edits.merged_sae import MergedReplacingEdit, MergedSAEEdit
 from excise.erasers.edits.orthogonal_sae import OrthogonalSAEEdit
 from excise.erasers.edits.pictures import PictureEdit
 from excise.erasers.edits.projection import ProjectionEdit, ValueEdit
@@ -53,6 +53,7 @@ PLACES: dict[type[Edit], Place] = {
     SAEEdit: Place(module_at, language_model.put),
     GatedSAEEdit: Place(module_at, text.put),
     MergedSAEEdit: Place(module_at, text.put),
+    MergedReplacingEdit: Place(module_at, text.put),
     OrthogonalSAEEdit: Place(module_at, language_model.put),
     ReplacingSAEEdit: Place(module_at, text.put),
     VectorEdit: Place(module_at, text.put),

@@ -30,7 +30,7 @@ MOST_OF_MERGED = 20_000
 
 def most_canaries(edits: Sequence[Edit]) -> int:
     """Return the largest number of canary prompts that an eraser with these edits may have."""
-    merged = sum(len(edit.neurons) for edit in edits if edit.kind == MergedSAEEdit.kind)
+    merged = sum(len(edit.neurons) for edit in edits if isinstance(edit, MergedSAEEdit))
     return min(MOST_CANARIES * max(1, merged), MOST_OF_MERGED)
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard
 
 import torch
 from torch import Tensor
 
+from excise.erasers.choices import REPLACEMENT, REPLACEMENTS
+from excise.erasers.edits.replacing_sae import ReplacingSAEEdit
 from excise.erasers.edits.text_sae import TENSORS, SAEEdit, contribution
-from excise.errors import ExciseError, InvalidSetting, Tampered, WrongModel
+from excise.errors import ExciseError, InvalidSetting, Tampered, WrongModel, shown
 from excise.sites.site import Site
 
 if TYPE_CHECKING:
@@ -43,13 +46,15 @@ class MergedSAEEdit(SAEEdit):
         if self.lams.shape != self.indices.shape or not bool((self.lams >= 0).all() & torch.isfinite(self.lams).all()):
             raise ExciseError(f"lams must be {len(self.indices)} numbers of at least 0; merge the erasers again")
 
-    @classmethod
-    def of(cls, edits: Sequence[SAEEdit]) -> Self:
-        """Merge edits at one Site.
+    @staticmethod
+    def of(edits: Sequence[SAEEdit]) -> MergedSAEEdit:
+        """Merge edits at one Site, into a `MergedReplacingEdit` if one of them moves states to others.
 
-        A neuron of several edits is turned down once: by the largest λ, at the lowest threshold, and scaled up to the
-        largest typical code. All of them must satisfy `can_be_merged`. Raises InvalidSetting if their `lead` or
-        `uncond` differ, WrongModel if their SAEs do, and Tampered if they have different rows of the same neuron.
+        A neuron of several edits acts once: it moves states as the first edit does that replaces with it, or else is
+        turned down. It does so by the largest λ, and scaled up to the largest typical code, of the edits that subtract
+        the same; at the lowest threshold of all. All edits must satisfy `can_be_merged`. Raises InvalidSetting if their
+        `lead` or `uncond` differ, WrongModel if their SAEs do, and Tampered if they have different rows of the same
+        neuron.
         """
         first = edits[0]
         for edit in edits:
@@ -57,14 +62,19 @@ class MergedSAEEdit(SAEEdit):
                 raise WrongModel("erasers from different SAEs cannot be merged; fit them with one SAE")
             if any(getattr(edit, name) != getattr(first, name) for name in SHARED):
                 raise InvalidSetting("erasers with different `lead` or `uncond` cannot be merged; fit them alike")
-        lams = [edit.lam * (edit.lams if isinstance(edit, cls) else torch.ones(len(edit.indices))) for edit in edits]
+        lams = torch.cat([edit.lam * getattr(edit, "lams", torch.ones(len(edit.indices))) for edit in edits])
+        taken = torch.cat([directions_of(edit) for edit in edits])
+        words = [word for edit in edits for word in instead_of(edit)]
         rows: dict[str, Any] = {name: torch.cat([getattr(edit, name) for edit in edits]) for name in ROWS_OF_NEURONS}
         indices, place = rows["indices"].unique(return_inverse=True)
 
         def least(values: Tensor) -> Tensor:
             return values.new_empty(len(indices)).scatter_reduce(0, place, values, "amin", include_self=False)
 
-        at = least(torch.arange(len(place)))
+        turned_down = torch.tensor([not word for word in words])
+        at = least(torch.arange(len(place)) + len(place) * turned_down) % len(place)
+        alike = (taken == taken[at][place]).all(1)
+        typical = torch.cat([edit.typical for edit in edits])
         parts: dict[str, Any] = {name: tensor[at] for name, tensor in rows.items()}
         for name, tensor in rows.items():
             odd = (tensor != parts[name][place]).reshape(len(place), -1).any(1)
@@ -74,11 +84,20 @@ class MergedSAEEdit(SAEEdit):
                 )
         parts |= {
             "threshold": least(torch.cat([edit.threshold for edit in edits])),
-            "typical": -least(-torch.cat([edit.typical for edit in edits])),
-            "lams": -least(-torch.cat(lams)),
+            "typical": -least(-typical.where(alike, -torch.inf)),
+            "lams": -least(-lams.where(alike, -torch.inf)),
         }
-        shared: dict[str, Any] = {name: getattr(first, name) for name in ("site", "b_pre", "sae_digest", *SHARED)}
-        return cls(**parts, **shared, gate="whole")
+        parts |= {name: getattr(first, name) for name in ("site", "b_pre", "sae_digest", *SHARED)}
+        kept = tuple(words[int(n)] for n in at)
+        if not any(kept):
+            return MergedSAEEdit(**parts, gate="whole")
+        moves = taken[at][torch.tensor([bool(word) for word in kept])]
+        return MergedReplacingEdit(**parts, gate="whole", moves=moves, replace_with=kept)
+
+    @cached_property
+    def directions(self) -> Tensor:
+        """What a code of 1 subtracts at λ_i = 1, `[k, d]`."""
+        return self.W_dec
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors by field name, as saved."""
@@ -105,18 +124,101 @@ class MergedSAEEdit(SAEEdit):
 
         Only the rows of neurons with a code are read. An attack needs the gradients of closed gates too.
         """
-        lams, W_dec = self.lams.to(z.dtype), self.W_dec.to(z.dtype)
+        lams, directions = self.lams.to(z.dtype), self.directions.to(z.dtype)
         if z.requires_grad:
-            return contribution(lams * z, W_dec, amount)
+            return contribution(lams * z, directions, amount)
         active = z.flatten(0, -2).any(0)
         if not bool(active.any()):
             return None
-        return contribution(lams[active] * z[..., active], W_dec[active], amount)
+        return contribution(lams[active] * z[..., active], directions[active], amount)
+
+
+@dataclass(frozen=True, eq=False)
+class MergedReplacingEdit(MergedSAEEdit):
+    """A `MergedSAEEdit` in which some neurons move states to those of other prompts, as in a `ReplacingSAEEdit`.
+
+    Neuron i subtracts λ_i z_i u_i if it moves states, else λ_i z_i W_dec_i. All read the model's own states and what
+    they subtract is summed, so that states in which several fire move by all of it, whatever the order. Raises
+    ExciseError on construction as `MergedSAEEdit` does, and if words and moves do not fit the neurons.
+    """
+
+    moves: Tensor = field(kw_only=True)
+    """`[r, d]`: u, as in `ReplacingSAEEdit`, for each of the neurons that move states, in their order."""
+    replace_with: tuple[str, ...] = field(kw_only=True)
+    """For each of the k neurons what its moves' prompts have in the concept's place; "" if it is turned down."""
+
+    kind: ClassVar[str] = "sae-merged-replacing"
+    SAVED: ClassVar[Mapping[str, type]] = {**MergedSAEEdit.SAVED, "replace_with": list}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for word in self.replace_with:
+            if not isinstance(word, str) or (word and not REPLACEMENT.fullmatch(word)):
+                raise ExciseError(f"replace_with cannot hold {shown(word)}; each is {REPLACEMENTS}, or empty")
+        number = sum(map(bool, self.replace_with))
+        if len(self.replace_with) != len(self.indices) or tuple(self.moves.shape) != (number, self.site.width):
+            raise ExciseError(f"words and moves do not fit {len(self.indices)} neurons; merge the erasers again")
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all tensors by field name, as saved."""
+        return {**super().tensors(), "moves": self.moves}
+
+    @classmethod
+    def restored(cls, site: Site, saved: dict[str, Any], take: Callable[[str], Tensor]) -> Self:
+        """Restore an edit from its `saved` options. `take` returns its tensors by name."""
+        saved |= {"replace_with": tuple(saved["replace_with"]), "moves": take("moves")}
+        return super().restored(site, saved, take)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options other than the Site and the tensors, as json."""
+        return {**super().options, "replace_with": list(self.replace_with)}
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What it moves states to, each once, in order of the alphabet."""
+        return tuple(sorted({*filter(None, self.replace_with)}))
+
+    @property
+    def description(self) -> str:
+        """What the edit does to a model, for the eraser's card."""
+        moving, down = len(self.moves), len(self.indices) - len(self.moves)
+        fire = "one neuron of a sparse autoencoder fires" if moving == 1 else f"{moving} neurons of one fire"
+        words = ", ".join(f"“{word}”" for word in self.words)
+        return (
+            f"moving its text encoder's states, where {fire}, to those of {words}"
+            f"{f', and turning down {down} of its neurons' if down else ''}"
+        )
+
+    @cached_property
+    def directions(self) -> Tensor:
+        """What a code of 1 subtracts at λ_i = 1, `[k, d]`."""
+        replacing = torch.tensor([bool(word) for word in self.replace_with], device=self.device)
+        made = self.W_dec.clone()
+        made[replacing] = self.moves
+        return made
+
+
+def directions_of(edit: SAEEdit) -> Tensor:
+    """Return what a code of 1 subtracts at a strength of 1, `[k, d]`."""
+    if isinstance(edit, ReplacingSAEEdit):
+        return edit.moves
+    return edit.directions if isinstance(edit, MergedSAEEdit) else edit.W_dec
+
+
+def instead_of(edit: SAEEdit) -> Sequence[str]:
+    """Return for each neuron what takes the concept's place, "" if it is turned down."""
+    if isinstance(edit, ReplacingSAEEdit):
+        return [edit.replace_with] * len(edit.indices)
+    return edit.replace_with if isinstance(edit, MergedReplacingEdit) else [""] * len(edit.indices)
+
+
+MERGEABLE = (SAEEdit, ReplacingSAEEdit, MergedSAEEdit, MergedReplacingEdit)
 
 
 def can_be_merged(edit: object) -> TypeGuard[SAEEdit]:
     """Whether an edit acts on neurons of a text encoder's SAE behind the gate of a whole prompt."""
-    if not isinstance(edit, SAEEdit) or type(edit) not in (SAEEdit, MergedSAEEdit):
+    if not isinstance(edit, SAEEdit) or type(edit) not in MERGEABLE:
         return False
     return edit.gate == "whole" and edit.source == "prompt"
 

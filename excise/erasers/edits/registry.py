@@ -8,7 +8,7 @@ from excise.erasers.edits.block_sae import BlockEdit
 from excise.erasers.edits.blocklist import FilterEdit
 from excise.erasers.edits.gated_sae import GatedSAEEdit
 from excise.erasers.edits.guidance import ClassifierEdit, GuidanceEdit
-from excise.erasers.edits.merged_sae import MergedSAEEdit
+from excise.erasers.edits.merged_sae import MergedReplacingEdit, MergedSAEEdit
 from excise.erasers.edits.orthogonal_sae import OrthogonalSAEEdit
 from excise.erasers.edits.pictures import PictureEdit
 from excise.erasers.edits.projection import ProjectionEdit, ValueEdit
@@ -41,6 +41,7 @@ KINDS: dict[str, type[Edit]] = {
         SAEEdit,
         GatedSAEEdit,
         MergedSAEEdit,
+        MergedReplacingEdit,
         OrthogonalSAEEdit,
         ReplacingSAEEdit,
         VectorEdit,

@@ -8,7 +8,8 @@ solution of h - g = Σ_i z_i u_i over all positions, with the codes z that the e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,10 +19,12 @@ from excise.concepts.instead import pairs_instead
 from excise.erasers import SAEEdit
 from excise.erasers.edits.replacing_sae import ReplacingSAEEdit
 from excise.errors import InvalidSetting
-from excise.methods.prompt_codes import features, stacked
+from excise.methods.prompt_codes import features
 from excise.pipeline import Pipeline
 from excise.sae import TopKSAE
-from excise.sites import LanguageModel
+from excise.sites import LanguageModel, Site
+from excise.sites.activations.capture import is_clip
+from excise.sites.site import encoder_of, tokenizer_of
 
 
 @torch.no_grad()
@@ -33,14 +36,19 @@ def replacing(
     The share is 1 - Σ |h - g - Σ_i z_i u_i|² / Σ |h - g|² over the pairs it is fitted on. Raises as `pairs_to`.
     """
     pairs = pairs_to(pipe, concept, word)
-    own, ids = _read(pipe, edit, [pair.concept for pair in pairs], batch_size)
-    other, other_ids = _read(pipe, edit, [pair.deconcept for pair in pairs], batch_size)
-    places = [counterparts(a, b, own.shape[1], other.shape[1]) for a, b in zip(ids, other_ids, strict=True)]
-    apart = own - torch.stack([states[at] for states, at in zip(other, places, strict=True)])
-    codes = torch.cat([edit.codes(own[n : n + batch_size], sae).cpu() for n in range(0, len(own), batch_size)])
-    moves = least_squares(codes.flatten(0, 1).double(), apart.flatten(0, 1).double())
-    left = apart.double() - codes.double() @ moves
-    share = 1 - float(left.square().sum() / apart.double().square().sum().clamp(min=1e-12))
+    others = _read(pipe, edit.site, [pair.deconcept for pair in pairs], batch_size)
+    other = [one for batch in others for one in batch.prompts()]
+    codes, apart = list[Tensor](), list[Tensor]()
+    for own in _read(pipe, edit.site, [pair.concept for pair in pairs], batch_size):
+        # A batch by itself: some pipelines pad prompts only to the longest one of a batch.
+        z = edit.codes(own.states, sae).cpu()
+        for code, (h, ids), end in zip(z, own.prompts(), own.ends, strict=True):
+            g, other_ids = other[len(apart)]
+            codes.append(code[:end].double())
+            apart.append((h - g[counterparts(ids, other_ids, len(h), len(g))])[:end].double())
+    z, away = torch.cat(codes), torch.cat(apart)
+    moves = least_squares(z, away)
+    share = 1 - float((away - z @ moves).square().sum() / away.square().sum().clamp(min=1e-12))
     return ReplacingSAEEdit.of(edit, moves.float(), word), share
 
 
@@ -86,11 +94,36 @@ def counterparts(own: Sequence[int], other: Sequence[int], length: int, other_le
     return places
 
 
-def _read(pipe: Pipeline, edit: SAEEdit, prompts: Sequence[str], batch_size: int) -> tuple[Tensor, list[list[int]]]:
-    """Return states `[P, T, d]` on the CPU, and every prompt's token ids without padding."""
-    states, ids = [], []
-    for batch in features(pipe, edit.site, prompts, batch_size):
-        states.append(batch.states[edit.site].float().cpu())
-        ends = (batch.scored.cpu() * torch.arange(batch.ids.shape[1])).argmax(1)
-        ids += [row[: int(end) + 1] for row, end in zip(batch.ids.tolist(), ends, strict=True)]
-    return stacked(states), ids
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """States `[B, T, d]` of prompts on the CPU, their token ids without padding, and where those ends that are read.
+
+    What is behind a prompt is read by the denoiser, unless its encoder has a mask; CLIP's has none.
+    """
+
+    states: Tensor
+    ids: list[Sequence[int]]
+    ends: list[int]
+
+    def prompts(self) -> list[tuple[Tensor, Sequence[int]]]:
+        """Return the states `[T, d]` and token ids of each."""
+        return list(zip(self.states, self.ids, strict=True))
+
+
+def _read(pipe: Pipeline, site: Site, prompts: Sequence[str], batch_size: int) -> Iterator[_Batch]:
+    """Yield the prompts' states, batch by batch."""
+    padding = tokenizer_of(pipe, site.component).pad_token_id
+    masked = not is_clip(encoder_of(pipe, site.component))
+    for batch in features(pipe, site, prompts, batch_size):
+        length = batch.ids.shape[1]
+        ends = ((batch.scored.cpu() * torch.arange(length)).argmax(1) + 1).tolist()
+        ids = [without_padding(row[:end], padding) for row, end in zip(batch.ids.tolist(), ends, strict=True)]
+        yield _Batch(batch.states[site].float().cpu(), ids, ends if masked else [length] * len(ends))
+
+
+def without_padding(ids: Sequence[int], padding: int | None) -> Sequence[int]:
+    """Return token ids up to the first of the padding at their end: SD3 and Flux give T5 no mask that leaves it out."""
+    end = len(ids)
+    while end > 1 and ids[end - 1] == ids[end - 2] == padding:
+        end -= 1
+    return ids[:end]

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from excise.erasers import Eraser, SAEEdit, merge
+from excise.erasers import Eraser, SAEEdit
 from excise.erasers.artefact.hub import card
 from excise.erasers.artefact.strength import in_words
-from excise.erasers.edits.merged_sae import can_be_merged
 from excise.erasers.edits.replacing_sae import ReplacingSAEEdit
+from excise.erasers.gates import attacking
 from excise.errors import ExciseError
 from tests.erasers.edits.test_text_sae import SITE, sae, states
 
@@ -70,6 +70,55 @@ def test_a_prompt_that_opens_no_gate_keeps_every_bit() -> None:
     assert edit().delta(states(), branch="unconditional") is None
 
 
+SHUT = {"threshold": torch.tensor([30.0, 40.0]), "typical": torch.tensor([5.0, 6.0])}
+"""Levels that close both gates, so that a search has no gradient of its own."""
+
+
+def opened(h: Tensor, how: str) -> Tensor:
+    """h - λ Σ_i s_i g_i ReLU(a_i) u_i with loops, in float64: s_i is 1, or a sigmoid of how far the gate is open."""
+    model = sae()
+    W_enc, b_enc, b_pre = (t.detach().double() for t in (model.W_enc, model.b_enc, model.b_pre))
+    out = []
+    for states_of in h:
+        taken = [torch.zeros(6, dtype=torch.float64) for _ in states_of]
+        for n, i in enumerate((7, 2)):
+            a = [(W_enc[i] @ (x - b_pre) + b_enc[i]).clamp(min=0) * (t > 0) for t, x in enumerate(states_of)]
+            loudest, bound = torch.stack(a).max(), float(SHUT["threshold"][n])
+            gain = (float(SHUT["typical"][n]) / loudest.clamp(min=1e-6)).clamp(min=1)
+            share = torch.sigmoid((loudest - bound) / (0.1 * bound)) if how == "soft" else 1.0
+            taken = [one + 0.75 * share * gain * code * MOVES[n].double() for one, code in zip(taken, a, strict=True)]
+        out.append(torch.stack([x - one for x, one in zip(states_of, taken, strict=True)]))
+    return torch.stack(out)
+
+
+@pytest.mark.parametrize("how", ["straight-through", "soft"])
+def test_an_attack_has_the_gradient_of_the_move_behind_a_closed_gate(how: Any) -> None:
+    """By finite differences of what an open gate, or a sigmoid in its place, would make of the states."""
+    own, way = edit(lam=0.75, **SHUT), torch.randn(3, 5, 6, generator=torch.Generator().manual_seed(5)).double()
+    h = states().double().requires_grad_()
+    assert own.delta(h) is not None and torch.equal(own.apply(h), h)
+    with attacking(how) as gates:
+        made = own.apply(h)
+    assert torch.equal(made, h) and gates.excess, "to the bit what is drawn"
+    (found,) = torch.autograd.grad((made * way).sum(), h)
+    (exact,) = torch.autograd.grad((own.apply(h) * way).sum(), h)
+    assert torch.equal(exact, way), "the gate's own gradient knows nothing of the move"
+    with torch.no_grad():
+        for b, t, d in ((0, 1, 2), (1, 3, 0), (2, 4, 5), (0, 0, 1), (1, 2, 4)):
+            step = torch.zeros_like(h)
+            step[b, t, d] = 1e-6
+            slope = ((opened(h + step, how) - opened(h - step, how)) * way).sum() / 2e-6
+            assert float(found[b, t, d]) == pytest.approx(float(slope), rel=1e-4, abs=1e-4)
+
+
+def test_the_gradient_through_an_open_gate_is_that_of_the_move() -> None:
+    h = states().double()
+    levels = {"threshold": torch.tensor([0.0, 0.0]), "typical": torch.tensor([5.0, 6.0])}
+    own = edit(lam=0.75, **levels)
+    assert bool((own.apply(h) != h).any())
+    assert torch.autograd.gradcheck(own.apply, (h.requires_grad_(),), atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -102,12 +151,6 @@ def test_it_is_saved(tmp_path: Path) -> None:
     assert torch.equal(again.apply(states()), edit(lam=0.75).apply(states()))
     text = (tmp_path / "gun" / "eraser.json").read_text()
     assert '"kind": "sae-replacing"' in text and "concept_codes" not in text
-
-
-def test_it_is_not_merged_and_the_error_says_what_to_do() -> None:
-    assert can_be_merged(plain()) and not can_be_merged(edit())
-    with pytest.raises(ExciseError, match=r"'b' cannot be merged: .* without replace_with or ortho, can, .* attach it"):
-        merge([eraser("a", plain()), eraser("b", edit())])
 
 
 def test_a_card_says_what_it_does() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,18 +16,23 @@ from excise import reference
 from excise.bench.canvas.families import cases
 from excise.bench.canvas.remains import EMPTY
 from excise.bench.canvas.suite import Canvas
-from excise.concepts import Concept, Pair
+from excise.concepts import Concept, Pair, from_templates
 from excise.concepts.instead import pairs_instead
 from excise.erasers import Eraser, verify
 from excise.erasers.artefact.verdict import WeakEraser
 from excise.erasers.edits.replacing_sae import ReplacingSAEEdit
 from excise.errors import ExciseError
 from excise.methods.configs.sae import SNCEConfig
-from excise.methods.sae.replacing import counterparts, least_squares, replacing
+from excise.methods.sae.replacing import counterparts, least_squares, replacing, without_padding
 from excise.methods.sae.snce import fit
 from excise.sae import TopKSAE
-from excise.sites import capture
+from excise.sites import capture, default_site, encode_prompt, to_cover
+from excise.sites.activations.capture import is_clip
+from excise.sites.encoding import tensors_of
+from excise.sites.site import encoder_of, tokenizer_of
+from tests import tiny
 from tests.methods.sae.test_snce import CONFIG
+from tests.planted import planted, read
 
 REPLACED = replace(CONFIG, lam=0.9, replace_with="bus")
 
@@ -89,6 +95,74 @@ def test_the_move_against_loops(tiny_pipe: Any, word_sae: TopKSAE, gun: Concept,
             whole += float(apart.square().sum())
     assert share == pytest.approx(1 - left / whole, abs=1e-5)
     assert 0.2 < share < 1
+
+
+READ = {"sdxl": 4, "sd3": 4, "flux": 4, "kandinsky5": 1, "qwen-image": 4}
+"""Families with several text encoders, and one that pads to the longest prompt of a batch, with the prompts of a batch.
+Kandinsky does that too, and gives its language model no mask that says where."""
+
+
+@pytest.mark.usefixtures("few_groups")
+@pytest.mark.parametrize("family", READ)
+def test_the_move_of_every_encoder_against_loops(family: str) -> None:
+    """The other word has another number of tokens, and prompts are read in batches of other lengths."""
+    if (reason := tiny.missing(family)) is not None:
+        pytest.skip(reason)
+    pipe, full = tiny.build(family), from_templates("gun", ("gun",), 12)
+    concept, word = replace(full, pairs=full.pairs[:6], controls=full.controls[:4]), "tulip"
+    saes = {s: planted(pipe, s, concept) for s in (default_site(pipe, c) for c in to_cover(pipe))}
+    own = SNCEConfig(permutations=20, examine=2, replace_with=word, lam=1.0, batch_size=READ[family])
+    eraser = fit(pipe, concept, own, sae=saes)
+    assert [edit.site for edit in eraser.edits] == list(saes)
+    for edit in eraser.edits:
+        assert isinstance(edit, ReplacingSAEEdit) and (edit.replace_with, len(edit.neurons)) == (word, 1)
+        component, clip = edit.site.component, is_clip(encoder_of(pipe, edit.site.component))
+        padding = tokenizer_of(pipe, component).pad_token_id
+        above, below, left, whole, sides = torch.zeros(edit.site.width).double(), 0.0, 0.0, 0.0, []
+        for text in dict.fromkeys(pair.concept for pair in concept.pairs):
+            # In batches of one prompt nothing is padded to the longest.
+            ((ids, h),) = read(pipe, edit.site, [text])
+            ((other_ids, g),) = read(pipe, edit.site, [re.sub(r"\bgun\b", word, text)])
+            short, other_short = (one[: spoken(one, padding)] for one in (ids, other_ids))
+            at = counterparts(short, other_short, len(h), len(g))
+            reads = len(h) if clip or family in ("sd3", "flux") else len(short)
+            codes = edit.codes(h[None])[0, :reads, 0].double()
+            sides.append((codes, (h - g[at]).double()[:reads]))
+            for code, apart in zip(*sides[-1], strict=True):
+                above += code * apart
+                below += float(code) ** 2
+        u = above / below
+        torch.testing.assert_close(edit.moves[0].double(), u, atol=1e-3, rtol=1e-3)
+        for codes, aparts in sides:
+            left += float((aparts - codes[:, None] * u).square().sum())
+            whole += float(aparts.square().sum())
+        measured = eraser.measured["encoders"][edit.site.key] if len(saes) > 1 else eraser.measured
+        assert measured["replaced"] == pytest.approx(1 - left / whole, abs=1e-3)
+
+    def encoded(text: str) -> list[torch.Tensor]:
+        return [tensor for tensor in tensors_of(encode_prompt(pipe, text)) if tensor.is_floating_point()]
+
+    with torch.no_grad():
+        plain, cat = encoded("a gun on grass"), encoded("a cat on grass")
+        with eraser.attach(pipe):
+            moved, kept = encoded("a gun on grass"), encoded("a cat on grass")
+    assert all(torch.equal(one, other) for one, other in zip(kept, cat, strict=True))
+    by_prompt = [n for n, (one, other) in enumerate(zip(plain, cat, strict=True)) if not torch.equal(one, other)]
+    assert by_prompt and not any(torch.equal(moved[n], plain[n]) for n in by_prompt)
+
+
+def spoken(ids: list[int], padding: int) -> int:
+    """How many of the ids are a prompt's, with the first of the padding (CLIP's is also the end of a prompt)."""
+    last = max(n for n, one in enumerate(ids) if one != padding)
+    return min(last + 2, len(ids))
+
+
+@pytest.mark.parametrize(
+    ("ids", "expected"), [([5, 1, 0, 0, 0], 3), ([5, 1], 2), ([5, 1, 0], 3), ([0, 0, 0], 1), ([5, 5, 1, 1], 4)]
+)
+def test_padding_that_no_mask_leaves_out_is_cut_to_its_first(ids: list[int], expected: int) -> None:
+    assert without_padding(ids, 0) == ids[:expected]
+    assert without_padding(ids, None) == ids
 
 
 def test_fit_moves_states_to_the_other_word_and_leaves_others_alone(
