@@ -27,6 +27,7 @@ LEFT = {
 def show(run: Run, measured: Mapping[str, Any]) -> None:
     """Print a run's figures as tables: those that it has measured."""
     from excise.app.bench.figures import COSTS, costs, cut_prompts, measured_of, plain, reused_pictures, unlike_pictures
+    from excise.app.bench.profile import lines
     from excise.app.bench.runs import suite_of
     from excise.app.bench.tables import attacks
     from excise.bench.bars import CANVAS, standings
@@ -45,6 +46,9 @@ def show(run: Run, measured: Mapping[str, Any]) -> None:
     if attacked := attacks(suite_of(run), measured):
         rows = [tuple(cell if isinstance(cell, str) else cell.text for cell in row) for row in attacked.rows]
         table(attacked.caption, [head.lower() for head in attacked.heads[:2]] + [*methods], rows)
+    probed, rows = lines(measured)
+    if rows:
+        table("Probes: hits, % of the prompts that count, of pictures of every concept", ("probe", *probed), rows)
     bars = CANVAS if measured["suite"] == "canvas" else {}
     by_method = {label: standings(one["figures"], bars) for label, one in methods.items() if label != BASELINE}
     rows = [
