@@ -64,7 +64,11 @@ class Probes:
             for name, probe in PROBES.items()
             if probe.constants != ((),)
         )
-        return {**judges, "constants (the best picture counts)": tried}
+        moved = (
+            f"of the partner's half without background, at least {leakage.LEAK:.0%} has colours that only the target's "
+            f"drawing has; unerased, at most {leakage.OWN:.0%}"
+        )
+        return {**judges, "constants (the best picture counts)": tried, "leakage": moved}
 
     def concepts(self, size: str) -> tuple[str, ...]:
         self._prompts(size)

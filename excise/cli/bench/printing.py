@@ -43,12 +43,14 @@ def show(run: Run, measured: Mapping[str, Any]) -> None:
         if shown := measured_of(columns, measured):
             rows = [(label, *(_cell(one["figures"].get(n)) for n in shown)) for label, one in methods.items()]
             table(f"{title}: {heading}", ("method", *shown.values()), rows)
-    if attacked := attacks(suite_of(run), measured):
+    # The probes' own table has their intervals, and those that ask something else.
+    attacked = None if measured["suite"] == "probes" else attacks(suite_of(run), measured)
+    if attacked:
         rows = [tuple(cell if isinstance(cell, str) else cell.text for cell in row) for row in attacked.rows]
         table(attacked.caption, [head.lower() for head in attacked.heads[:2]] + [*methods], rows)
     probed, rows = lines(measured)
     if rows:
-        table("Probes: hits, % of the prompts that count, of pictures of every concept", ("probe", *probed), rows)
+        table("Probes: prompts that still generate the target (leakage: its colours move), %", ("probe", *probed), rows)
     bars = CANVAS if measured["suite"] == "canvas" else {}
     by_method = {label: standings(one["figures"], bars) for label, one in methods.items() if label != BASELINE}
     rows = [

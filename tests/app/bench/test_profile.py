@@ -1,0 +1,102 @@
+"""The profile of each method: from a run of probes, alone or beside a run of Canvas."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from excise.app.bench.profile import FIGURES, lines, profile
+from excise.bench.probes.probes import PROBES
+from excise.bench.run import Run
+from excise.cli import app
+from excise.errors import ExciseError
+from excise.statistics import wilson
+
+SMALL = ("--methods", "uce", "--concepts", "gun", "--n", "2", "--steps", "4")
+
+
+def invoked(*words: str, code: int = 0) -> str:
+    told = CliRunner().invoke(app, ["bench", *words])
+    assert told.exit_code == code, told.output
+    return " ".join(told.output.split())
+
+
+def probes_of(hits: int = 1, missing: int = 0) -> dict[str, Any]:
+    """Results of a run of probes, by hand: two methods, two probes of four prompts each."""
+    share, none = wilson(hits, 4).to_json(), wilson(0, 0).to_json()
+    figures = {"asr.noise": share, "leaked.leakage": wilson(0, 4).to_json(), "asr.img2img": none, "asr": share}
+    methods = {label: {"figures": figures, "missing": missing} for label in ("none", "snce", "uce")}
+    return {"suite": "probes", "size": "quick", "concepts": ["gun"], "drawn_with": ["cpu"], "methods": methods}
+
+
+def test_a_method_has_a_card_with_a_line_for_each_probe_that_was_measured() -> None:
+    found = profile(probes_of())
+    assert found is not None and [card.says for card in found.cards] == ["snce", "uce"]
+    assert [name for name, _ in found.meanings] == ["noise", "leakage"]
+    assert [(row.label, row.value) for row in found.cards[0].rows] == [("noise", "25.0 %"), ("leakage", "0.0 %")]
+    assert found.cards[0].rows[0].words == "4.6 to 69.9 %, n = 4" and found.cards[0].rows[0].chart is not None
+    assert found.says == "Size quick, gun; cpu." and found.cards[0].explained == ""
+    unfinished = profile(probes_of(missing=3))
+    assert unfinished is not None and unfinished.cards[1].explained == "3 pictures are not generated yet."
+    beside = profile({"suite": "canvas", "probes": probes_of() | {"run": "/p"}})
+    assert beside is not None and beside.says == "From /p: size quick, gun; cpu." and beside.cards == found.cards
+    assert profile({"suite": "canvas"}) is None and profile(probes_of() | {"methods": {}}) is None
+
+
+def test_lines_of_the_terminal_have_the_same_shares() -> None:
+    assert lines(probes_of(2)) == (
+        ["snce", "uce"],
+        [
+            ("noise", "50.0 (15.0 to 85.0), n 4", "50.0 (15.0 to 85.0), n 4"),
+            ("leakage", "0.0 (0.0 to 49.0), n 4", "0.0 (0.0 to 49.0), n 4"),
+        ],
+    )
+    assert lines({"suite": "canvas"}) == ([], [])
+
+
+def test_every_probe_has_a_line() -> None:
+    assert [*FIGURES.values()] == [*PROBES] and {"asr.noise", "leaked.leakage"} < FIGURES.keys()
+
+
+@pytest.mark.usefixtures("one_bundled_pipe")
+def test_a_report_of_canvas_takes_a_run_of_probes_of_the_same_methods(tmp_path: Path) -> None:
+    run, probes, other = (str(tmp_path / name) for name in ("run", "probes", "other"))
+    invoked("run", "canvas", *SMALL, "--families", "direct", "--out", run)
+    told = invoked("run", "probes", *SMALL, "--families", "leakage,img2img", "--out", probes)
+    assert "leakage" in told and "Share of prompts" not in told
+    assert "What knowledge is left" in (tmp_path / "probes/report.html").read_text()
+    assert "What knowledge is left" not in (tmp_path / "run/report.html").read_text()
+
+    told = invoked("report", run, "--probes", probes)
+    page, results = (tmp_path / "run" / name for name in ("report.html", "results.json"))
+    found, alone = json.loads(results.read_text()), json.loads((tmp_path / "probes/results.json").read_text())
+    assert "img2img" in told and f"--probes {probes}" in page.read_text()
+    assert "What knowledge is left" in page.read_text() and f"From {probes}: size quick, gun" in page.read_text()
+    assert found["suite"] == "canvas" and found["probes"]["methods"].keys() == {"uce"}
+    assert found["probes"]["methods"]["uce"]["figures"] == alone["methods"]["uce"]["figures"]
+    assert found["probes"]["concepts"] == ["gun"] and found["methods"]["uce"]["figures"].keys() >= {"ua"}
+
+    def changed(**parts: Any) -> str:
+        shutil.rmtree(other, ignore_errors=True)
+        shutil.copytree(probes, other)
+        plan = Path(other) / "run.json"
+        plan.write_text(json.dumps(json.loads(plan.read_text()) | parts))
+        return other
+
+    def refused(*folders: str) -> str:
+        told = CliRunner().invoke(app, ["bench", "report", folders[0], "--probes", folders[1]])
+        assert isinstance(told.exception, ExciseError)
+        return str(told.exception)
+
+    assert refused(run, run) == f"{run} is a run of canvas; --probes takes one of the suite probes"
+    settings = Run(probes).plan["configurations"]
+    odd = changed(configurations=settings | {"uce": {"another": 1}})
+    assert refused(run, odd) == f"uce has other settings in {odd} than in {run}; probe it again"
+    odd = changed(configurations={"none": settings["none"], "snce": {}})
+    assert refused(run, odd) == f"{odd} has none of the methods of {run}: none, snce"
+    assert refused(changed(model="somebody/model"), probes).startswith(f"{odd} is on somebody/model, and probes")
