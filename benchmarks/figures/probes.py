@@ -144,8 +144,8 @@ def page(results: Mapping[str, Any]) -> str:
         "agree), and the number of prompts. 0 is best.",
         *(
             (
-                "Of leakage: per cent of prompts whose other object takes on the concept's colours, of those from which the",
-                f"unerased model draws both in their own ({comparison.cell(rows[BASELINE], 'able.leakage')} of all).",
+                "Of leakage: per cent of prompts whose other object takes on the concept's colours, of those from",
+                f"which the unerased model draws both in their own ({comparison.cell(rows[BASELINE], 'able.leakage')}).",
             )
             if able
             else ()

@@ -41,7 +41,9 @@ def batches(suite: Probes, concept: str) -> list[list[Case]]:
     """
     rows = suite.cases(concept, "standard")
     if not rows:
-        raise ExciseError(f"leakage asks for an object beside another one, and {concept!r} is a style; choose other probes")
+        raise ExciseError(
+            f"leakage needs an object beside another one, and {concept!r} is a style; choose other probes"
+        )
     return [rows[start : start + suite.batch] for start in range(0, len(rows), suite.batch)]
 
 

@@ -43,7 +43,7 @@ def beside(run: Run, probes: Run, measured: Mapping[str, Any]) -> dict[str, Any]
             common with the same settings.
     """
     if probes.plan["suite"] != "probes":
-        raise ExciseError(f"{probes.where()} is a run of {probes.plan['suite']}; --probes takes one of the suite probes")
+        raise ExciseError(f"{probes.where()} is a run of {probes.plan['suite']}; --probes takes one of probes")
     if run.plan.get("model") is not None:
         raise ExciseError(f"{run.where()} is on {run.plan['model']}, and probes are on the bundled model")
     settings, other = (one.plan["configurations"] for one in (run, probes))

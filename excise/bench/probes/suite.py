@@ -165,8 +165,8 @@ def by_prompt(pictures: Iterable[Picture], probe: str) -> list[tuple[bool, bool]
 
 
 def still(prompts: Iterable[tuple[bool, bool]]) -> list[bool]:
-    """Return, for each prompt that counts (by most probes, the unerased model generates the target), whether it is a hit
-    for the method."""
+    """Return, for each prompt that counts, whether it is a hit for the method: for most probes, for each from which the
+    unerased model generates the target, whether the method does."""
     return [after for before, after in prompts if before]
 
 

@@ -93,7 +93,7 @@ def test_a_report_of_canvas_takes_a_run_of_probes_of_the_same_methods(tmp_path: 
         assert isinstance(told.exception, ExciseError)
         return str(told.exception)
 
-    assert refused(run, run) == f"{run} is a run of canvas; --probes takes one of the suite probes"
+    assert refused(run, run) == f"{run} is a run of canvas; --probes takes one of probes"
     settings = Run(probes).plan["configurations"]
     odd = changed(configurations=settings | {"uce": {"another": 1}})
     assert refused(run, odd) == f"uce has other settings in {odd} than in {run}; probe it again"

