@@ -145,7 +145,8 @@ def page(results: Mapping[str, Any]) -> str:
         *(
             (
                 "Of leakage: per cent of prompts whose other object takes on the concept's colours, of those from",
-                f"which the unerased model draws both in their own ({comparison.cell(rows[BASELINE], 'able.leakage')}).",
+                "which the unerased model draws both in their own",
+                f"({comparison.cell(rows[BASELINE], 'able.leakage')}).",
             )
             if able
             else ()

@@ -42,7 +42,7 @@ def batches(suite: Probes, concept: str) -> list[list[Case]]:
     rows = suite.cases(concept, "standard")
     if not rows:
         raise ExciseError(
-            f"leakage needs an object beside another one, and {concept!r} is a style; choose other probes"
+            f"leakage needs an object next to another one, and {concept!r} is a style; choose other probes"
         )
     return [rows[start : start + suite.batch] for start in range(0, len(rows), suite.batch)]
 

@@ -1,4 +1,4 @@
-"""A run's page: what knowledge each method leaves, from the suite `probes`, alone or beside a run of Canvas."""
+"""A run's page: what knowledge each method leaves, from a run of `probes`, or one joined to a run of Canvas."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from excise.statistics import behind, in_percent
 FIGURES = {f"{probe.asks}.{name}": name for name, probe in PROBES.items()}
 """Names of probes by that of their figure."""
 KEPT = ("suite", "size", "concepts", "drawn_with")
-"""Parts of a probes run's results that stand in those of the run beside it."""
+"""Parts of a probes run's results that stand in those of the run that they are joined to."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Profile:
     cards: list[Card]
 
 
-def beside(run: Run, probes: Run, measured: Mapping[str, Any]) -> dict[str, Any]:
+def joined(run: Run, probes: Run, measured: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a probes run measured of another run's methods, as JSON for that run's results.
 
     Args:
@@ -62,7 +62,7 @@ def beside(run: Run, probes: Run, measured: Mapping[str, Any]) -> dict[str, Any]
 
 
 def probed(measured: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return the results of probes in a run's results: its own, or those beside it; None without."""
+    """Return the results of probes in a run's results: its own, or those joined to it; None without."""
     return measured if measured["suite"] == "probes" else measured.get("probes")
 
 

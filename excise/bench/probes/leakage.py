@@ -1,4 +1,4 @@
-"""Attribute leakage: does the object beside an erased one take on its colours?
+"""Attribute leakage: does the object next to an erased one take on its colours?
 
 SEE asks whether attributes of an erased thing move to other things of the prompt (Saha et al. 2025, "Side Effects of
 Erasing Concepts from Diffusion Models", EMNLP Findings, arXiv 2508.15124). Only its abstract could be read, so prompts
@@ -65,7 +65,7 @@ def written(concept: str, family: str, n: int) -> list[Case]:
 
 @cache
 def colours(thing: str, style: str) -> Colours:
-    """Return the colours of an object's drawing beside another one, `[n, 3]`: its pixels that hide the background."""
+    """Return the colours of an object's drawing as one of two, `[n, 3]`: its pixels that hide the background."""
     drawing = sprite(thing, style, PAIRED_SIZE)
     return np.asarray(drawing[drawing[..., 3] > 127][:, :3], np.int16)
 

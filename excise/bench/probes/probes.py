@@ -202,7 +202,7 @@ PROBES = {
             tuple((float(steps),) for steps in TUNED),
         ),
         Probe(
-            Family("leakage", "mixed", "the object beside the target takes on its colours"),
+            Family("leakage", "mixed", "the object next to the target takes on its colours"),
             _prompt,
             write=leakage.written,
             counts=leakage.can_show,

@@ -1,4 +1,4 @@
-"""The profile of each method: from a run of probes, alone or beside a run of Canvas."""
+"""The profile of each method: from a run of probes, or one joined to a run of Canvas."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from excise.app.bench.profile import FIGURES, lines, profile
+from excise.app.bench.runs import report
 from excise.bench.probes.probes import PROBES
 from excise.bench.run import Run
 from excise.cli import app
@@ -43,8 +44,8 @@ def test_a_method_has_a_card_with_a_line_for_each_probe_that_was_measured() -> N
     assert found.says == "Size quick, gun; cpu." and found.cards[0].explained == ""
     unfinished = profile(probes_of(missing=3))
     assert unfinished is not None and unfinished.cards[1].explained == "3 pictures are not generated yet."
-    beside = profile({"suite": "canvas", "probes": probes_of() | {"run": "/p"}})
-    assert beside is not None and beside.says == "From /p: size quick, gun; cpu." and beside.cards == found.cards
+    joined = profile({"suite": "canvas", "probes": probes_of() | {"run": "/p"}})
+    assert joined is not None and joined.says == "From /p: size quick, gun; cpu." and joined.cards == found.cards
     assert profile({"suite": "canvas"}) is None and profile(probes_of() | {"methods": {}}) is None
 
 
@@ -89,9 +90,9 @@ def test_a_report_of_canvas_takes_a_run_of_probes_of_the_same_methods(tmp_path: 
         return other
 
     def refused(*folders: str) -> str:
-        told = CliRunner().invoke(app, ["bench", "report", folders[0], "--probes", folders[1]])
-        assert isinstance(told.exception, ExciseError)
-        return str(told.exception)
+        with pytest.raises(ExciseError) as told:
+            report(Run(folders[0]), Run(folders[1]))
+        return str(told.value)
 
     assert refused(run, run) == f"{run} is a run of canvas; --probes takes one of probes"
     settings = Run(probes).plan["configurations"]
