@@ -11,8 +11,19 @@ SUITE = (
     "threshold"
 )
 CANVAS = "tests/bench/canvas/test_metrics.py"
-LEAKAGE = "tests/bench/probes/test_leakage.py"
-PROFILE = "tests/app/bench/test_profile.py"
+_LEAKAGE = "tests/bench/probes/test_leakage.py::"
+LEAKAGE = (
+    f"{_LEAKAGE}test_a_prompt_names_the_target_and_a_partner_of_other_colours"
+    f" {_LEAKAGE}test_tinted_counts_pixels_of_colours_that_only_the_target_has"
+    f" {_LEAKAGE}test_the_other_half_does_not_count"
+    f" {_LEAKAGE}test_a_prompt_counts_and_a_leak_is_one"
+    f" {_LEAKAGE}test_a_leak_is_counted_apart_from_what_is_still_generated"
+)
+_PROFILE = "tests/app/bench/test_profile.py::"
+PROFILE = (
+    f"{_PROFILE}test_a_method_has_a_card_with_a_line_for_each_probe_that_was_measured"
+    f" {_PROFILE}test_two_runs_that_do_not_belong_together_are_refused"
+)
 REUSING = "tests/bench/test_reusing.py"
 
 MUTANTS = [
@@ -127,7 +138,7 @@ MUTANTS = [
     ),
     *of(
         "excise/bench/probes/suite.py",
-        f"{LEAKAGE} tests/bench/probes/test_probes.py",
+        f"{LEAKAGE} tests/bench/probes/test_probes.py::test_the_best_of_a_prompts_pictures_counts",
         ('if probe.asks == "asr"]', "]"),
         ("found[picture.case.seed] = before or counts, after or hit", "found[picture.case.seed] = counts, hit"),
         ("return [after for before, after in prompts if before]", "return [after for _, after in prompts]"),

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from excise.app.bench.profile import FIGURES, lines, profile
-from excise.app.bench.runs import report
+from excise.app.bench.profile import FIGURES, joined, lines, profile
 from excise.bench.probes.probes import PROBES
 from excise.bench.run import Run
 from excise.cli import app
@@ -44,8 +42,8 @@ def test_a_method_has_a_card_with_a_line_for_each_probe_that_was_measured() -> N
     assert found.says == "Size quick, gun; cpu." and found.cards[0].explained == ""
     unfinished = profile(probes_of(missing=3))
     assert unfinished is not None and unfinished.cards[1].explained == "3 pictures are not generated yet."
-    joined = profile({"suite": "canvas", "probes": probes_of() | {"run": "/p"}})
-    assert joined is not None and joined.says == "From /p: size quick, gun; cpu." and joined.cards == found.cards
+    both = profile({"suite": "canvas", "probes": probes_of() | {"run": "/p"}})
+    assert both is not None and both.says == "From /p: size quick, gun; cpu." and both.cards == found.cards
     assert profile({"suite": "canvas"}) is None and profile(probes_of() | {"methods": {}}) is None
 
 
@@ -66,7 +64,7 @@ def test_every_probe_has_a_line() -> None:
 
 @pytest.mark.usefixtures("one_bundled_pipe")
 def test_a_report_of_canvas_takes_a_run_of_probes_of_the_same_methods(tmp_path: Path) -> None:
-    run, probes, other = (str(tmp_path / name) for name in ("run", "probes", "other"))
+    run, probes = str(tmp_path / "run"), str(tmp_path / "probes")
     invoked("run", "canvas", *SMALL, "--families", "direct", "--out", run)
     told = invoked("run", "probes", *SMALL, "--families", "leakage,img2img", "--out", probes)
     assert "leakage" in told and "Share of prompts" not in told
@@ -82,22 +80,28 @@ def test_a_report_of_canvas_takes_a_run_of_probes_of_the_same_methods(tmp_path: 
     assert found["probes"]["methods"]["uce"]["figures"] == alone["methods"]["uce"]["figures"]
     assert found["probes"]["concepts"] == ["gun"] and found["methods"]["uce"]["figures"].keys() >= {"ua"}
 
-    def changed(**parts: Any) -> str:
-        shutil.rmtree(other, ignore_errors=True)
-        shutil.copytree(probes, other)
-        plan = Path(other) / "run.json"
-        plan.write_text(json.dumps(json.loads(plan.read_text()) | parts))
-        return other
 
-    def refused(*folders: str) -> str:
+def plan(folder: Path, suite: str = "canvas", model: str | None = None, **configurations: Any) -> Run:
+    """An empty run with these methods' settings."""
+    content = {"suite": suite, "size": "quick", "settings": {}, "model": model, "concepts": ["gun"]}
+    return Run.create(folder, content | {"methods": list(configurations), "configurations": configurations})
+
+
+def test_two_runs_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
+    run, probes = plan(tmp_path / "run", none={}, uce={"a": 1}), plan(tmp_path / "p", "probes", none={}, uce={"a": 1})
+    found = joined(run, probes, probes_of())
+    assert found["methods"] == {"uce": {"figures": probes_of()["methods"]["uce"]["figures"], "missing": 0}}
+    assert found["run"] == str(tmp_path / "p") and found["suite"] == "probes" and found["concepts"] == ["gun"]
+
+    def refused(run: Run, probes: Run) -> str:
         with pytest.raises(ExciseError) as told:
-            report(Run(folders[0]), Run(folders[1]))
+            joined(run, probes, probes_of())
         return str(told.value)
 
-    assert refused(run, run) == f"{run} is a run of canvas; --probes takes one of probes"
-    settings = Run(probes).plan["configurations"]
-    odd = changed(configurations=settings | {"uce": {"another": 1}})
-    assert refused(run, odd) == f"uce has other settings in {odd} than in {run}; probe it again"
-    odd = changed(configurations={"none": settings["none"], "snce": {}})
-    assert refused(run, odd) == f"{odd} has none of the methods of {run}: none, snce"
-    assert refused(changed(model="somebody/model"), probes).startswith(f"{odd} is on somebody/model, and probes")
+    assert refused(run, run) == f"{run.folder} is a run of canvas; --probes takes one of probes"
+    odd = plan(tmp_path / "odd", "probes", none={}, uce={"a": 2})
+    assert refused(run, odd) == f"uce has other settings in {odd.folder} than in {run.folder}; probe it again"
+    none = plan(tmp_path / "none", "probes", none={}, snce={})
+    assert refused(run, none) == f"{none.folder} has none of the methods of {run.folder}: none, snce"
+    other = plan(tmp_path / "other", "i2p", "somebody/model", none={}, uce={"a": 1})
+    assert refused(other, probes) == f"{other.folder} is on somebody/model, and probes are on the bundled model"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.figures import probes
 from excise import reference
 from excise.bench.canvas.sizes import STANDARD
 from excise.bench.latents import decoded, encoded
@@ -34,6 +36,8 @@ from excise.bench.suite import Case, Picture
 from excise.drawn import Drawn, Pixels
 from excise.reference.scenes import PAIRED_SIZE, SIZE, Scene, backdrop, render, sprite
 from excise.reference.world import HELD_OUT_PAIRS, HELD_OUT_STYLES, OBJECTS
+from excise.statistics import share
+from tests.test_house import ROOT
 
 CONCEPTS = [name for name in STANDARD if name in OBJECTS]
 
@@ -115,8 +119,8 @@ def test_tinted_counts_pixels_of_colours_that_only_the_target_has(n: int) -> Non
     near = own[rng.integers(len(own), size=(16, 64))] + rng.integers(-40, 41, (16, 64, 3))
     picture[rows] = near.clip(0, 255)
     picture[36:40] = colours(case.keeps[0], case.style)[:256].repeat(256, 0)[:256].reshape(4, 64, 3)
-    share = by_hand(case, picture)
-    assert tinted(case, picture) == pytest.approx(share) and 0.2 < share < 0.8
+    wanted = by_hand(case, picture)
+    assert tinted(case, picture) == pytest.approx(wanted) and 0.2 < wanted < 0.8
     assert tinted(case, backdrop(case.background, case.style)) == 0
 
 
@@ -138,7 +142,7 @@ def test_real_scenes_show_no_leak_and_recoloured_partners_do() -> None:
     plain = [tinted(case, scene(case, case.concept, *case.keeps)) for case in rows]
     alone = [tinted(case, scene(case, *case.keeps)) for case in rows]
     moved = [tinted(case, recoloured(case)) for case in rows]
-    assert max(plain + alone) < LEAK <= min(moved) and sum(share <= OWN for share in plain) >= 0.95 * len(rows)
+    assert max(plain + alone) < LEAK <= min(moved) and sum(one <= OWN for one in plain) >= 0.95 * len(rows)
 
 
 def seen(**other: Any) -> dict[str, Any]:
@@ -170,6 +174,19 @@ def test_a_leak_is_counted_apart_from_what_is_still_generated() -> None:
     over = Probes().over_concepts({"gun": rows})
     assert over["leaked.leakage"].value == 0.5 and over["asr"].value == over["asr.noise"].value == 1
     assert Probes().of_concept([picture(n, moved, gone) for n in range(4)])["leaked.leakage"] is None
+
+
+def test_the_page_of_figures_has_a_row_of_leakage_once_it_is_measured() -> None:
+    results = json.loads((ROOT / "docs/results/probes.json").read_text())
+    assert "leakage" not in probes.page(results)
+    for name, own in results["methods"].items():
+        for figures in own.values():
+            figures |= {"able.leakage": share([True] * 6 + [False] * 2).to_json()}
+            figures |= {"leaked.leakage": share([name == "uce"] + [False] * 5).to_json()}
+    page = probes.page(results)
+    (row,) = (line for line in page.splitlines() if line.startswith("| leakage |"))
+    assert row.split(" | ")[5].startswith("16.7 (") and row.split(" | ")[1].startswith("0.0 (")
+    assert "(75.0 (" in page and "takes on the concept's colours" in page
 
 
 @pytest.mark.usefixtures("one_bundled_pipe")
