@@ -15,6 +15,7 @@ _LEAKAGE = "tests/bench/probes/test_leakage.py::"
 LEAKAGE = (
     f"{_LEAKAGE}test_a_prompt_names_the_target_and_a_partner_of_other_colours"
     f" {_LEAKAGE}test_tinted_counts_pixels_of_colours_that_only_the_target_has"
+    f" {_LEAKAGE}test_a_drawing_is_distinct_by_pixels_that_neither_partner_nor_background_has"
     f" {_LEAKAGE}test_the_other_half_does_not_count"
     f" {_LEAKAGE}test_a_prompt_counts_and_a_leak_is_one"
     f" {_LEAKAGE}test_a_leak_is_counted_apart_from_what_is_still_generated"
