@@ -83,7 +83,7 @@ def test_a_report_of_canvas_takes_a_run_of_probes_of_the_same_methods(tmp_path: 
 
 def plan(folder: Path, suite: str = "canvas", model: str | None = None, **configurations: Any) -> Run:
     """An empty run with these methods' settings."""
-    content = {"suite": suite, "size": "quick", "settings": {}, "model": model, "concepts": ["gun"]}
+    content: dict[str, Any] = {"suite": suite, "size": "quick", "settings": {}, "model": model, "concepts": ["gun"]}
     return Run.create(folder, content | {"methods": list(configurations), "configurations": configurations})
 
 
