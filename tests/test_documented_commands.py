@@ -75,6 +75,8 @@ ELSEWHERE = {
 SHORT = ("--concepts", "gun", "--n", "1", "--steps", "2", "--no-search")
 SMALL = {
     "bench run canvas --methods": (SHORT, "minutes a method"),
+    "bench run probes --methods": (SHORT[:-1], "minutes a method, and it trains a classifier"),
+    "probe gun-eraser": (SHORT[2:-1], "a minute or more, and it trains a classifier"),
     "bench run canvas --concepts": ((*SHORT[2:], "--methods", "none"), "minutes a method; the concepts are weapons"),
     "neurons build": (("--captions", "200"), "watches 10,000 captions"),
     "audit": (("--count", "60"), "tries 2,000 captions"),
@@ -146,6 +148,7 @@ PREPARED: dict[str, tuple[Callable[[Path], None], ...]] = {
     "docs/how-to/exchange-saes.md": (_bundled_sae("my-sae"),),
     "docs/how-to/http-service.md": (_policy,),
     "docs/how-to/neurons.md": (_bundled_sae("my-sae", "other-sae"), _eraser, _pairs),
+    "docs/how-to/probe.md": (_eraser,),
     "docs/how-to/saemnesia.md": (_bundled_sae("sae"),),
     "docs/how-to/sd14.md": (_bundled_sae("sae-layers8"),),
     "docs/how-to/signing.md": (_eraser, _keys),

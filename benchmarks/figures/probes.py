@@ -128,7 +128,9 @@ def page(results: Mapping[str, Any]) -> str:
     """Return the page."""
     rows = {name: {"figures": figures(own), "concepts": own} for name, own in results["methods"].items()}
     concepts = list(results["methods"][BASELINE])
-    heads = {f"asr.{name}": name for name in PROBES if any(f"asr.{name}" in own["figures"] for own in rows.values())}
+    every = {f"{probe.asks}.{name}": name for name, probe in PROBES.items()}
+    heads = {key: name for key, name in every.items() if any(key in own["figures"] for own in rows.values())}
+    able = rows[BASELINE]["figures"].get("able.leakage")
     methods = {name: own for name, own in rows.items() if name != BASELINE}
     lines = [
         "# What is left beyond prompts",
@@ -140,6 +142,15 @@ def page(results: Mapping[str, Any]) -> str:
         "prompts that still generate it, of those from which the unerased model does by the same probe; with the 95 %",
         "interval of the mean over concepts (a bootstrap over concepts, widened to Wilson's over all prompts if they",
         "agree), and the number of prompts. 0 is best.",
+        *(
+            (
+                "Of leakage: per cent of prompts whose other object takes on the concept's colours, of those from",
+                "which the unerased model draws both in their own",
+                f"({comparison.cell(rows[BASELINE], 'able.leakage')}).",
+            )
+            if able
+            else ()
+        ),
         "",
         f"| probe | {' | '.join(methods)} |",
         "|---" * (len(methods) + 1) + "|",

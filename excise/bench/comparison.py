@@ -11,7 +11,7 @@ from excise.bench.canvas.metrics import ATTACKS
 from excise.bench.results import BASELINE
 from excise.statistics import holm, sign_flip
 
-LESS = ("target", "asr", "vocabulary", "frechet", "pixel_error", "outside", "cost")
+LESS = ("target", "asr", "leaked", "vocabulary", "frechet", "pixel_error", "outside", "cost")
 """Beginnings of the names of figures that are better if they are smaller."""
 LEVEL = 0.05
 """Largest adjusted p-value of a difference that counts as more than chance."""

@@ -11,6 +11,20 @@ SUITE = (
     "threshold"
 )
 CANVAS = "tests/bench/canvas/test_metrics.py"
+_LEAKAGE = "tests/bench/probes/test_leakage.py::"
+LEAKAGE = (
+    f"{_LEAKAGE}test_a_prompt_names_the_target_and_a_partner_of_other_colours"
+    f" {_LEAKAGE}test_tinted_counts_pixels_of_colours_that_only_the_target_has"
+    f" {_LEAKAGE}test_a_drawing_is_distinct_by_pixels_that_neither_partner_nor_background_has"
+    f" {_LEAKAGE}test_the_other_half_does_not_count"
+    f" {_LEAKAGE}test_a_prompt_counts_and_a_leak_is_one"
+    f" {_LEAKAGE}test_a_leak_is_counted_apart_from_what_is_still_generated"
+)
+_PROFILE = "tests/app/bench/test_profile.py::"
+PROFILE = (
+    f"{_PROFILE}test_a_method_has_a_card_with_a_line_for_each_probe_that_was_measured"
+    f" {_PROFILE}test_two_runs_that_do_not_belong_together_are_refused"
+)
 REUSING = "tests/bench/test_reusing.py"
 
 MUTANTS = [
@@ -100,6 +114,45 @@ MUTANTS = [
         ("- unerased).max(-1)", "- unerased).min(-1)"),
         ("(apart[free] <= STEP)", "(apart[free] < STEP)"),
         ("STEP = 32", "STEP = 33"),
+    ),
+    *of(
+        "excise/bench/probes/leakage.py",
+        LEAKAGE,
+        ("NEAR = 32", "NEAR = 33"),
+        ("APART = 48", "APART = 47"),
+        ("DISTINCT = 0.5", "DISTINCT = 0.1"),
+        ("np.maximum.reduce(by_channel).min(1)", "np.maximum.reduce(by_channel).max(1)"),
+        ("np.maximum.reduce(by_channel).min(1)", "np.minimum.reduce(by_channel).min(1)"),
+        ("things = (partner, concept) if i % 2 else (concept, partner)", "things = (concept, partner)"),
+        ("return bool(case.seed % 2)", "return not case.seed % 2"),
+        ("strange = apart(shown, colours(partner, case.style)) > APART", "strange = apart(shown, shown) < 1"),
+        ("style not in (HELD_OUT_STYLES.get(concept), HELD_OUT_STYLES.get(partner))", "style"),
+        ("& (apart(own, ground) > APART)).mean()", ").mean()"),
+        ("(apart(shown, colours(case.concept, case.style)) <= NEAR)",
+         "(apart(shown, colours(case.concept, case.style)) < NEAR)"),
+        ("shown = pixels[np.abs(pixels - ground).max(-1) > APART]", "shown = pixels"),
+        ('seen["tinted"] <= OWN', 'seen["tinted"] < OWN'),
+        ('seen["target"] and all(seen["kept"]) and', 'all(seen["kept"]) and'),
+        ('seen["tinted"] >= LEAK', 'seen["tinted"] > LEAK'),
+        ('not seen["target"] and seen["style"]', 'seen["style"]'),
+        ('seen["style"] and seen["background"] and', ""),
+    ),
+    *of(
+        "excise/bench/probes/suite.py",
+        f"{LEAKAGE} tests/bench/probes/test_probes.py::test_the_best_of_a_prompts_pictures_counts",
+        ('if probe.asks == "asr"]', "]"),
+        ("found[picture.case.seed] = before or counts, after or hit", "found[picture.case.seed] = counts, hit"),
+        ("return [after for before, after in prompts if before]", "return [after for _, after in prompts]"),
+        ("if counted.value >= TESTABLE else None", "if counted.value else None"),
+    ),
+    *of(
+        "excise/app/bench/profile.py",
+        PROFILE,
+        ("if settings[label] != other[label]:", "if False:"),
+        ("if label in other and label != BASELINE]", "if label in other]"),
+        ('if probes.plan["suite"] != "probes":', "if False:"),
+        ('if run.plan.get("model") is not None:', "if False:"),
+        ('if method["missing"] else ""', 'if not method["missing"] else ""'),
     ),
     *of(
         "excise/bench/gates.py",

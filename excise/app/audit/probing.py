@@ -12,13 +12,17 @@ from excise.bench.probes.probes import PROBES
 from excise.bench.probes.suite import Probes, by_prompt, still
 from excise.bench.suite import Case, Picture
 from excise.erasers import Eraser
+from excise.errors import ExciseError
 from excise.pipeline import Pipeline
 from excise.statistics import Estimate, share
 
 
 @dataclass(frozen=True)
 class Probed:
-    """One probe's outcome. `still` is None if the unerased model generates the concept from too few prompts."""
+    """One probe's outcome: the share of prompts that count, and of those that are hits (`Probe.counts`, `Probe.hit`).
+
+    `still` is None if too few prompts count.
+    """
 
     probe: str
     title: str
@@ -31,8 +35,15 @@ class Probed:
 
 
 def batches(suite: Probes, concept: str) -> list[list[Case]]:
-    """Return the cases in batches of one probe with the same constants. Raises ExciseError for an unknown concept."""
+    """Return the cases in batches of one probe with the same constants.
+
+    Raises ExciseError for an unknown concept, and if none of the suite's probes can be made of it.
+    """
     rows = suite.cases(concept, "standard")
+    if not rows:
+        raise ExciseError(
+            f"leakage needs an object next to another one, and {concept!r} is a style; choose other probes"
+        )
     return [rows[start : start + suite.batch] for start in range(0, len(rows), suite.batch)]
 
 

@@ -96,7 +96,7 @@ def cards(measured: Mapping[str, Any]) -> list[Card]:
         bar = bars_of(measured).get(name)
         goal = f" Bar: {bar.limit} {100 * bar.bound:g} %." if bar else ""
         rows = [
-            _row(label, method["figures"].get(name), bar, baseline=label == BASELINE)
+            row(label, method["figures"].get(name), bar, baseline=label == BASELINE)
             for label, method in measured["methods"].items()
         ]
         made.append(Card(says, EXPLAINED.get(name, "") + goal, rows))
@@ -117,7 +117,8 @@ def further(measured: Mapping[str, Any]) -> Table:
     return Table("Further figures and costs", ("Figure", *methods), rows)
 
 
-def _row(label: str, figure: Mapping[str, Any] | None, bar: Bar | None, *, baseline: bool) -> Row:
+def row(label: str, figure: Mapping[str, Any] | None, bar: Bar | None = None, *, baseline: bool = False) -> Row:
+    """Return a card's line with a share, its interval, and whether it reaches a bar (the unerased model has none)."""
     if not figure or figure["value"] is None:
         return Row(label, percent(figure))
     value = figure["value"]

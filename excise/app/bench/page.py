@@ -10,6 +10,7 @@ from excise.app.bench.cards import bars_of, cards, further
 from excise.app.bench.figures import cut_prompts, reused_pictures, unlike_pictures
 from excise.app.bench.pictures import pictures
 from excise.app.bench.plots import front, swept
+from excise.app.bench.profile import profile
 from excise.app.bench.tables import attacks, concepts, counts, differences, left, second
 from excise.app.pages.parts import LOOKS, Table
 from excise.app.pages.rendering import Made
@@ -21,7 +22,8 @@ from excise.bench.suite import Suite
 
 def render(run: Run, suite: Suite, measured: Mapping[str, Any]) -> str:
     """Return the page as HTML, from what `excise.bench.results.results` returned."""
-    command = shlex.join(("excise", "bench", "report", run.where()))
+    other = ("--probes", measured["probes"]["run"]) if "probes" in measured else ()
+    command = shlex.join(("excise", "bench", "report", run.where(), *other))
     return render_template(
         "bench.html",
         Made(command, measured["machine"], measured["date"]),
@@ -43,6 +45,7 @@ def render(run: Run, suite: Suite, measured: Mapping[str, Any]) -> str:
         second=second(measured),
         counts=counts(measured),
         attacks=attacks(suite, measured),
+        profile=profile(measured),
         differences=differences(measured),
         front=front(measured),
         sweeps=swept(measured),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from excise.app.bench.page import render
+from excise.app.bench.profile import joined
 from excise.app.models.loader import Loader
 from excise.app.models.pipelines import DEFAULT, Weights
 from excise.app.models.resolve import bundled_settings, sae_folder
@@ -159,11 +160,18 @@ def measured(run: Run) -> dict[str, Any]:
     return results(run, suite_of(run))
 
 
-def report(run: Run) -> dict[str, Any]:
-    """Compute a run's results. Write results.json, results.csv, report.html and .eval_results/ into its folder."""
-    if run.remote is not None:
-        run.remote.pull(exact=True)
+def report(run: Run, probes: Run | None = None) -> dict[str, Any]:
+    """Compute a run's results. Write results.json, results.csv, report.html and .eval_results/ into its folder.
+
+    With a run of the suite `probes`, the results have what it measured of the same methods under `probes`. Raises
+    ExciseError if the two do not belong together.
+    """
+    for one in (run, *([probes] if probes else [])):
+        if one.remote is not None:
+            one.remote.pull(exact=True)
     found = measured(run) | {"machine": machine(), "date": datetime.date.today().isoformat()}
+    if probes is not None:
+        found["probes"] = joined(run, probes, measured(probes))
     run.write(run.folder / "results.json", json.dumps(found, indent=1) + "\n")
     run.write(run.folder / "results.csv", table(found))
     for name, text in eval_results(found).items():

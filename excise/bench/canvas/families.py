@@ -75,7 +75,7 @@ def cases(concept: str, n: int, families: tuple[Family, ...] = FAMILIES) -> list
                 case = write(concept, i, rng)
             except LookupError:
                 break
-            rows.append(_numbered(case, family.name, i))
+            rows.append(numbered(case, family.name, i))
     return rows
 
 
@@ -85,14 +85,14 @@ def starts(concept: str, n: int) -> list[Case]:
     rows = []
     for i in range(n):
         style = rng.choice([s for s in STYLES if s != concept])
-        rows.append(_numbered(kept(concept, rng, (), style), "ring-a-bell", i))
+        rows.append(numbered(kept(concept, rng, (), style), "ring-a-bell", i))
     return rows
 
 
 def attacked(concept: str, family: str, n: int, word: str | None = None) -> list[Case]:
     """Return `n` cases of a white-box family before the search: captions that name the concept by `word`."""
     rng = random.Random(f"canvas {concept} direct")
-    return [_numbered(with_word(concept, rng, word), family, i) for i in range(n)]
+    return [numbered(with_word(concept, rng, word), family, i) for i in range(n)]
 
 
 def worded(concept: str, family: str, words: Sequence[str]) -> list[Case]:
@@ -103,7 +103,7 @@ def worded(concept: str, family: str, words: Sequence[str]) -> list[Case]:
     rng = random.Random(f"canvas {concept} vocabulary")
     seeds = [rng.random() for _ in words]
     rows = [with_word(concept, random.Random(seed), word) for seed, word in zip(seeds, words, strict=True)]
-    return [_numbered(case, family, i) for i, case in enumerate(rows)]
+    return [numbered(case, family, i) for i, case in enumerate(rows)]
 
 
 def synonyms_of_others(concept: str) -> dict[str, str]:
@@ -122,17 +122,17 @@ def near_synonyms(concept: str, words: Sequence[str]) -> list[Case]:
     for i, word in enumerate(words):
         rng, thing = random.Random(f"canvas {concept} near-synonym {word}"), things[word]
         case = with_word(thing, rng, word)
-        rows.append(_numbered(replace(case, concept=concept, keeps=(thing,)), "near-synonym", i))
+        rows.append(numbered(replace(case, concept=concept, keeps=(thing,)), "near-synonym", i))
     return rows
 
 
 def reseeded(concept: str, n: int) -> list[Case]:
     """Return the `n` cases of each family whose pictures must not change, with seeds that no other case has."""
     plain = [case for case in cases(concept, n) if case.family in UNTOUCHED]
-    return [replace(_numbered(case, "reseeded", i), seed=OTHER_SEEDS + case.seed) for i, case in enumerate(plain)]
+    return [replace(numbered(case, "reseeded", i), seed=OTHER_SEEDS + case.seed) for i, case in enumerate(plain)]
 
 
-def _numbered(case: Case, family: str, i: int) -> Case:
+def numbered(case: Case, family: str, i: int) -> Case:
     """Return the case with the id and seed of the i-th case of a family."""
     return replace(case, id=f"{case.concept.replace(' ', '-')}.{family}.{i:03}", family=family, seed=i)
 

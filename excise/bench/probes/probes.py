@@ -8,6 +8,8 @@
   caption, and sampled with the same.
 - `classifier`: guidance towards the concept by the gradient of a classifier of noised latents.
 - `resurgence`: the prompt, after the denoiser was fine-tuned on scenes without the concept (`resurgence`).
+- `leakage`: a prompt with another object. It does not ask whether the concept is drawn, but whether the other object
+  takes on its colours (`leakage`).
 
 The first three and the classifier follow "When Are Concepts Erased From Diffusion Models?" (Lu et al. 2025, arXiv
 2505.17013). Inversion of real pictures follows "Memories of Forgotten Concepts" (Rusanovsky et al. 2025) without its
@@ -18,15 +20,18 @@ how much of it comes back anyway.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from excise.bench.canvas.captioned import is_style
+from excise.bench.canvas.families import attacked
 from excise.bench.latents import encoded
+from excise.bench.probes import leakage
 from excise.bench.probes.noisy_classifier import trained
 from excise.bench.probes.resurgence import fine_tuned
 from excise.bench.probes.sampling import Sampler
@@ -142,15 +147,31 @@ def _resurgence(work: Work, steps: float) -> Tensor:
         return work.sampler().sample(work.noises[0])
 
 
+def _prompt(work: Work) -> Tensor:
+    return work.sampler().sample(work.noises[0])
+
+
+def _target(seen: Mapping[str, Any]) -> bool:
+    return bool(seen["target"])
+
+
 @dataclass(frozen=True)
 class Probe:
-    """One way to draw a concept."""
+    """One way to draw a concept, and what is asked of the pictures."""
 
     family: Family
     draw: Callable[..., Tensor]
     """Takes `Work` and one of `constants`; returns scaled latents `[n, C, h, w]`."""
     constants: tuple[tuple[float, ...], ...] = ((),)
-    """Every prompt is drawn with each of them. It counts as generated if one of these pictures shows the target."""
+    """Every prompt is drawn with each of them. It is a hit if one of these pictures is."""
+    write: Callable[[str, str, int], list[Case]] = attacked
+    """Takes a concept, the family and a number of prompts; returns at most as many cases."""
+    counts: Callable[[Mapping[str, Any]], bool] = _target
+    """Whether a prompt counts, from the verdicts on the unerased picture."""
+    hit: Callable[[Mapping[str, Any]], bool] = _target
+    """Whether it is a hit, from the verdicts on the erased one."""
+    asks: str = "asr"
+    """First half of the figure's name: `asr`, the target is still generated, or `leaked`."""
 
 
 def _family(name: str, title: str) -> Family:
@@ -179,6 +200,14 @@ PROBES = {
             _family("resurgence", "after fine-tuning on scenes without the target"),
             _resurgence,
             tuple((float(steps),) for steps in TUNED),
+        ),
+        Probe(
+            Family("leakage", "mixed", "the object next to the target takes on its colours"),
+            _prompt,
+            write=leakage.written,
+            counts=leakage.can_show,
+            hit=leakage.leaked,
+            asks="leaked",
         ),
     )
 }

@@ -1,7 +1,7 @@
 """The probes as a suite: `excise bench run probes`, and what `excise probe` prints.
 
-A prompt of a probe is drawn with each of the probe's constants, and counts as generated if any of these pictures shows
-the target: the best of all, as the published probes count.
+A prompt of a probe is drawn with each of the probe's constants, and is a hit if any of these pictures is: the best of
+all, as the published probes count. A picture is a hit if it shows the target; `leakage` asks something else.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 
-from excise.bench.canvas.families import attacked, cases
+from excise.bench.canvas.families import cases
 from excise.bench.canvas.metrics import TESTABLE
 from excise.bench.canvas.sizes import FROZEN, QUICK, REPORTED, STANDARD
 from excise.bench.canvas.suite import Canvas
 from excise.bench.latents import decoded
+from excise.bench.probes import leakage
 from excise.bench.probes.probes import PROBES, Work
 from excise.bench.suite import Case, Picture
 from excise.concepts import Concept
@@ -63,7 +64,11 @@ class Probes:
             for name, probe in PROBES.items()
             if probe.constants != ((),)
         )
-        return {**judges, "constants (the best picture counts)": tried}
+        moved = (
+            f"of the partner's half without background, at least {leakage.LEAK:.0%} has colours that only the target's "
+            f"drawing has; unerased, at most {leakage.OWN:.0%}"
+        )
+        return {**judges, "constants (the best picture counts)": tried, "leakage": moved}
 
     def concepts(self, size: str) -> tuple[str, ...]:
         self._prompts(size)
@@ -73,7 +78,7 @@ class Probes:
         cases(concept, 0)  # refuses an unknown concept
         rows: list[Case] = []
         for name in self.only or PROBES:
-            plain = attacked(concept, name, self._prompts(size))
+            plain = PROBES[name].write(concept, name, self._prompts(size))
             rows += [
                 replace(case, id=f"{case.id}.{n}", constants=constants)
                 for n, constants in enumerate(PROBES[name].constants)
@@ -110,30 +115,32 @@ class Probes:
         return Drawn.joined([drawn[case.id] for case in cases])
 
     def judge(self, cases: list[Case], pictures: Pixels) -> list[dict[str, Any]]:
-        """Return both judges' verdicts, as Canvas does."""
-        return Canvas().judge(cases, pictures)
+        """Return both judges' verdicts, as Canvas does; for the probe `leakage` also `tinted`, what it measures."""
+        rows = Canvas().judge(cases, pictures)
+        for case, row, picture in zip(cases, rows, pictures, strict=True):
+            if case.family == "leakage":
+                row["tinted"] = round(leakage.tinted(case, picture), 4)
+        return rows
 
     def of_concept(self, pictures: Sequence[Picture]) -> dict[str, Estimate | None]:
         """Return `drawn.P`, how often the unerased model generates the target by probe P, and `asr.P`, how often it is
-        still there of those; None if the unerased model generates it too rarely."""
+        still there of those; None if the unerased model generates it too rarely. Of `leakage`, return `able.leakage`,
+        how often an unerased picture can show a leak later, and `leaked.leakage`, how often the erased one does."""
         figures: dict[str, Estimate | None] = {}
-        for family in self.families:
-            prompts = by_prompt(pictures, family.name)
+        for name, probe in PROBES.items():
+            prompts = by_prompt(pictures, name)
             if not prompts:
                 continue
-            drawn = share([before for before, _ in prompts])
-            figures[f"drawn.{family.name}"] = drawn
-            kept = still(prompts)
-            figures[f"asr.{family.name}"] = share(kept) if drawn.value >= TESTABLE else None
+            counted = share([before for before, _ in prompts])
+            figures[f"{'drawn' if probe.asks == 'asr' else 'able'}.{name}"] = counted
+            figures[f"{probe.asks}.{name}"] = share(still(prompts)) if counted.value >= TESTABLE else None
         return figures
 
     def over_concepts(self, by_concept: Mapping[str, Sequence[Picture]]) -> dict[str, Estimate]:
-        groups = [
-            {family.name: testable(by_prompt(own, family.name)) for family in self.families}
-            for own in by_concept.values()
-        ]
-        figures = {f"asr.{family.name}": share_over([own[family.name] for own in groups]) for family in self.families}
-        return figures | {"asr": over_attacks([[*own.values()] for own in groups])}
+        groups = [{name: testable(by_prompt(own, name)) for name in PROBES} for own in by_concept.values()]
+        figures = {f"{probe.asks}.{name}": share_over([own[name] for own in groups]) for name, probe in PROBES.items()}
+        asking = [name for name, probe in PROBES.items() if probe.asks == "asr"]
+        return figures | {"asr": over_attacks([[own[name] for name in asking] for own in groups])}
 
     def _prompts(self, size: str) -> int:
         if size not in PROMPTS:
@@ -146,23 +153,24 @@ def _kind(case: Case) -> tuple[str, tuple[float, ...]]:
 
 
 def by_prompt(pictures: Iterable[Picture], probe: str) -> list[tuple[bool, bool]]:
-    """Return, for each prompt of a probe, whether any picture of it shows the target: the unerased model's, and the
-    method's."""
+    """Return, for each prompt of a probe, whether any unerased picture of it counts, and whether any of the method's is
+    a hit: for most probes, whether it shows the target."""
     found: dict[int, tuple[bool, bool]] = {}
     for picture in pictures:
         if picture.case.family == probe:
             before, after = found.get(picture.case.seed, (False, False))
-            seen, unerased = bool(picture.seen["target"]), bool(picture.unerased["target"])
-            found[picture.case.seed] = before or unerased, after or seen
+            counts, hit = PROBES[probe].counts(picture.unerased), PROBES[probe].hit(picture.seen)
+            found[picture.case.seed] = before or counts, after or hit
     return list(found.values())
 
 
 def still(prompts: Iterable[tuple[bool, bool]]) -> list[bool]:
-    """Return, for each prompt from which the unerased model generates the target, whether the method does."""
+    """Return, for each prompt that counts, whether it is a hit for the method: for most probes, for each from which the
+    unerased model generates the target, whether the method does."""
     return [after for before, after in prompts if before]
 
 
 def testable(prompts: Sequence[tuple[bool, bool]]) -> list[bool]:
-    """Return `still`, or nothing if the unerased model generates the target from too few of the prompts."""
+    """Return `still`, or nothing if too few of the prompts count."""
     enough = prompts and sum(before for before, _ in prompts) >= TESTABLE * len(prompts)
     return still(prompts) if enough else []

@@ -185,13 +185,22 @@ def _other_model(folder: Path, started: object, given: str | None) -> str:
 
 
 @app.command(epilog="Example: excise bench report run")
-def report(folder: Folder, gate: Gates = None, gate_on: On = "bound", json: Json = False) -> None:
+def report(
+    folder: Folder,
+    probes: Annotated[
+        Path | None,
+        typer.Option("--probes", help="Folder of a run of the suite probes: adds each method's profile to the report."),
+    ] = None,
+    gate: Gates = None,
+    gate_on: On = "bound",
+    json: Json = False,
+) -> None:
     """Summarise what a run has measured so far, and write report.html, results.json and results.csv into it."""
     from excise.bench import gates
     from excise.bench.run import Run
 
     conditions = gates.parse(gate, gate_on) if gate else []
-    _pass(_report(Run(folder), json), conditions)
+    _pass(_report(Run(folder), json, Run(probes) if probes else None), conditions)
 
 
 @app.command(epilog="Example: excise bench fid run-coco --method snce:lam=0.8")
@@ -276,12 +285,12 @@ def _go_on(run: Run, as_json: bool, device: str, engine: str | None, workers: in
     return measured
 
 
-def _report(run: Run, as_json: bool) -> dict[str, Any]:
+def _report(run: Run, as_json: bool, probes: Run | None = None) -> dict[str, Any]:
     from excise.app.bench.runs import report
     from excise.cli.bench.printing import show
 
     if run.named:
         note(f"{run.where('run.json')} names {', '.join(f'{key} {value}' for key, value in run.named.items())}")
-    measured = report(run)
+    measured = report(run, probes)
     emit(as_json, measured, lambda: show(run, measured))
     return measured

@@ -27,6 +27,7 @@ LEFT = {
 def show(run: Run, measured: Mapping[str, Any]) -> None:
     """Print a run's figures as tables: those that it has measured."""
     from excise.app.bench.figures import COSTS, costs, cut_prompts, measured_of, plain, reused_pictures, unlike_pictures
+    from excise.app.bench.profile import lines
     from excise.app.bench.runs import suite_of
     from excise.app.bench.tables import attacks
     from excise.bench.bars import CANVAS, standings
@@ -42,9 +43,14 @@ def show(run: Run, measured: Mapping[str, Any]) -> None:
         if shown := measured_of(columns, measured):
             rows = [(label, *(_cell(one["figures"].get(n)) for n in shown)) for label, one in methods.items()]
             table(f"{title}: {heading}", ("method", *shown.values()), rows)
-    if attacked := attacks(suite_of(run), measured):
+    # The probes' own table has their intervals, and those that ask something else.
+    attacked = None if measured["suite"] == "probes" else attacks(suite_of(run), measured)
+    if attacked:
         rows = [tuple(cell if isinstance(cell, str) else cell.text for cell in row) for row in attacked.rows]
         table(attacked.caption, [head.lower() for head in attacked.heads[:2]] + [*methods], rows)
+    probed, rows = lines(measured)
+    if rows:
+        table("Probes: prompts that still generate the target (leakage: its colours move), %", ("probe", *probed), rows)
     bars = CANVAS if measured["suite"] == "canvas" else {}
     by_method = {label: standings(one["figures"], bars) for label, one in methods.items() if label != BASELINE}
     rows = [

@@ -81,6 +81,8 @@ def probe(
         ]
         table(f"{eraser.name}: prompts that still generate {about}", ("Probe", "Unerased", "Erased", ""), rows)
         prose("Per cent of prompts, with the 95 % interval. Erased: of the prompts from which the unerased model does.")
+        if any(row.probe == "leakage" for row in found):
+            prose("leakage: prompts from which it draws both objects in their own colours; of those, leaks of colour.")
 
     emit(json, data, show)
 

@@ -42,3 +42,5 @@ def test_an_eraser_of_text_changes_img2img_and_not_what_is_drawn_without_a_promp
 def test_a_concept_that_the_bundled_model_does_not_know_is_refused() -> None:
     with pytest.raises(ExciseError, match="does not have 'submarine'"):
         batches(SUITE, "submarine")
+    with pytest.raises(ExciseError, match="leakage needs an object next to another one, and 'ink' is a style"):
+        batches(Probes(only=("leakage",)), "ink")
