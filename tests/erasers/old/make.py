@@ -101,7 +101,9 @@ def concept_of(model: str) -> Concept:
 def pipeline(model: str) -> tuple[Any, dict[Any, Any]]:
     """Return a pipeline, and for SDXL an SAE for each of its text encoders, whose words are made to stand out."""
     if model == "bundled":
-        return reference.load(), {}
+        pipe = reference.load()
+        pipe.unet.to(memory_format=torch.contiguous_format)  # as it was loaded when these were made
+        return pipe, {}
     pipe = tiny.build(model)
     if model != "sdxl":
         return pipe, {}
