@@ -15,7 +15,6 @@ from excise.erasers.guard.canary import denoiser_inputs, denoiser_predictions, s
 from excise.erasers.hooks.context import proving, unedited
 from excise.erasers.hooks.known_vectors import KnownVectors
 from excise.sites.encoding import device_of
-from excise.sites.repeats import repeats
 
 if TYPE_CHECKING:
     from excise.erasers.hooks.host import Host
@@ -54,10 +53,12 @@ def _states(attachment: Host, prompts: Sequence[str]) -> Iterator[tuple[States, 
     vectors that edited encoders made.
 
     Of more than `MOST_CANARIES` prompts, all but the first are encoded in batches and without the unconditional branch:
-    which branch a pipeline edits is the same for every prompt.
+    which branch a pipeline takes for which is the same for every prompt. Edits of different `uncond` tell the branches
+    apart in different ways, so their prompts are encoded one by one.
     """
     read = partial(denoiser_inputs, attachment.pipe, device=device_of(attachment.pipe))
-    alone = 1 if len(prompts) > MOST_CANARIES else len(prompts)
+    together = len(prompts) > MOST_CANARIES and len({edit.uncond for edit in attachment.eraser.text_edits}) == 1
+    alone = 1 if together else len(prompts)
     yield from _one_by_one(attachment, read, prompts[:alone])
     for n in range(alone, len(prompts), BATCH):
         yield from _together(attachment, read, prompts[n : n + BATCH])
@@ -77,8 +78,12 @@ def _together(
     attachment: Host, read: Callable[..., States], prompts: Sequence[str]
 ) -> Iterator[tuple[States, States, States, KnownVectors]]:
     asked = [*prompts, _OTHER]
+    hooks = [hook for hook in attachment.hooks if hook.edit.site.part == "text"]
+    before = [hook.runs for hook in hooks]
     edited, plain, vectors = _encoded(attachment, partial(read, asked, False))
-    if any(len(states) != len(asked) for states in plain):  # a pipeline that gives no batches of states
+    once = all(hook.runs == ran + 2 for hook, ran in zip(hooks, before, strict=True))
+    # A pipeline that encodes a prompt in chunks may take the second one for the unconditional prompt, with guidance.
+    if not once or any(len(states) != len(asked) for states in plain):
         yield from _one_by_one(attachment, read, prompts)
         return
     for n in range(len(prompts)):
@@ -91,11 +96,10 @@ def _encoded(attachment: Host, read: Callable[[], States]) -> tuple[States, Stat
 
     Both runs read the same batch, so that what no edit moves keeps every bit.
     """
-    with repeats(attachment.pipe):
-        with proving(attachment, "text") as vectors:
-            edited = read()
-        with unedited():
-            return edited, read(), vectors
+    with proving(attachment, "text") as vectors:
+        edited = read()
+    with unedited():
+        return edited, read(), vectors
 
 
 def moved_prediction(attachment: Host, prompts: Sequence[str]) -> dict[str, float]:

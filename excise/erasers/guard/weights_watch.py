@@ -69,7 +69,7 @@ class WeightsWatch:
         watched = tensors if self._all_plain else []
         self._watched = watched
         self._written = _written(watched)
-        self._samples = _grouped([_sample(tensor) for tensor in watched])
+        self._samples = _grouped([_sample(_as_stored(tensor)) for tensor in watched])
         self._values = _bytes(self._samples)
         self._vocabularies = self._tokenizers()
         self.code = code_now(encoders, self._proved if self._host is not None else None)
@@ -192,8 +192,8 @@ def _as_stored(tensor: Tensor) -> Tensor:
 
 
 def _sample(tensor: Tensor) -> Tensor:
-    """Return up to `SAMPLES` values, evenly spaced in memory."""
-    flat = _as_stored(tensor.detach()).flatten()
+    """Return up to `SAMPLES` evenly spaced values."""
+    flat = tensor.detach().flatten()
     return flat[:: max(1, len(flat) // SAMPLES)][:SAMPLES]
 
 

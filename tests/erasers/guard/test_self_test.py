@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -56,30 +54,35 @@ class Many:
         return replace(self.eraser, edits=(replace(self.edit, **tensors),))
 
 
+def part(pipe: Any, n: int, site: Site = SITE, **options: Any) -> tuple[Eraser, SAEEdit, Tensor]:
+    """Return the n-th concept's eraser, an edit of all neurons of its SAE, and how loud each is in every canary.
+
+    Its neuron is one that its canary prompt activates more than the others do, and its gate is between.
+    """
+    sae = TopKSAE(SAEConfig(d=64, m=2048, k=8), seed=0)
+    every = SAEEdit.from_sae(sae, site, list(range(2048)), gate="whole", lead=1)
+    (read,) = capture(pipe, [site], PROMPTS)
+    loud = every.preacts(read.states[site])[:, 1:].amax(1)
+    others = torch.cat([loud[:n], loud[n + 1 :]]).amax(0).clamp(min=0)
+    levels = (loud[n] + others) / 2
+    neuron = int(torch.where(loud[n] - others > 0.1, levels, 0).argmax())  # the highest gate
+    gate: dict[str, Any] = {"gate": "whole", "threshold": levels[[neuron]], "typical": loud[n, [neuron]]}
+    edit = SAEEdit.from_sae(sae, site, [neuron], lead=1, lam=2.0, **gate, **options)
+    name = CONCEPTS[n]
+    made = Eraser((edit,), name, name, (name,), made_for(pipe), canary=(PROMPTS[n],), canary_shift=1e-9)
+    return made, every, loud
+
+
 @pytest.fixture(scope="module")
 def many(build_pipe: Callable[..., Any]) -> Many:
-    """Each concept's neuron is one that its canary prompt activates more than the others do, and its gate between."""
     pipe = build_pipe()
-    sae = TopKSAE(SAEConfig(d=64, m=2048, k=8), seed=0)
-    every = SAEEdit.from_sae(sae, SITE, list(range(2048)), gate="whole", lead=1)
-    (read,) = capture(pipe, [SITE], PROMPTS)
-    loud = every.preacts(read.states[SITE])[:, 1:].amax(1)
-    model, neurons, parts = made_for(pipe), list[int](), list[Eraser]()
-    for n, name in enumerate(CONCEPTS):
-        others = torch.cat([loud[:n], loud[n + 1 :]]).amax(0).clamp(min=0)
-        levels = (loud[n] + others) / 2
-        neurons.append(int(torch.where(loud[n] - others > 0.1, levels, 0).argmax()))  # the highest gate
-        level = levels[neurons[-1:]]
-        edit = SAEEdit.from_sae(
-            sae, SITE, neurons[-1:], gate="whole", lead=1, lam=2.0, threshold=level, typical=loud[n, neurons[-1:]]
-        )
-        parts.append(Eraser((edit,), name, name, (name,), model, canary=(PROMPTS[n],), canary_shift=1e-9))
+    parts, alike, louds = zip(*(part(pipe, n) for n in range(len(CONCEPTS))), strict=True)
     merged = merge(parts)
     assert merged.canary == tuple(PROMPTS)
     with merged.attach(pipe) as attachment:
         merged = replace(merged, canary_shift=attachment.shift)
     found = merged.edits[0].neurons
-    return Many(merged, [found.index(neuron) for neuron in neurons], every, loud)
+    return Many(merged, [found.index(one.edits[0].neurons[0]) for one in parts], alike[0], louds[0])
 
 
 def refused(eraser: Eraser, pipe: Any) -> None:
@@ -142,27 +145,53 @@ def test_only_the_first_canary_is_encoded_with_the_unconditional_branch(
     assert rows == [2, 2, 2, 17, 17, 4, 4]  # once with the eraser and once without, and another prompt in each batch
 
 
-def test_what_is_not_computed_again_changes_no_bit(many: Many, tiny_pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    with many.eraser.attach(tiny_pipe) as attachment:
-        once = list(self_test._states(attachment, PROMPTS))
-        monkeypatch.setattr(self_test, "repeats", lambda pipe: nullcontext())
-        again = list(self_test._states(attachment, PROMPTS))
-    for (*states, _), (*others, _) in zip(once, again, strict=True):
-        pairs = zip(itertools.chain(*states), itertools.chain(*others), strict=True)
-        assert all(torch.equal(one, other) for one, other in pairs)
+def ids(pipe: Any, texts: list[str]) -> Tensor:
+    made: Tensor = pipe.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    return made
 
 
-def test_a_pipeline_that_encodes_the_unconditional_prompt_first_is_refused(many: Many, tiny_pipe: Any) -> None:
-    """There the branches would be mistaken for one another and the prompts would go unedited."""
+def odd(pipe: Any, encode_prompt: Callable[..., Any]) -> Any:
+    """The pipeline with another `encode_prompt`."""
+    return SimpleNamespace(components=pipe.components, tokenizer=pipe.tokenizer, encode_prompt=encode_prompt)
 
-    def ids(texts: list[str]) -> Tensor:
-        made: Tensor = tiny_pipe.tokenizer(texts, padding="max_length", return_tensors="pt").input_ids
-        return made
+
+def unconditional_first(pipe: Any) -> Any:
+    """There the branches are mistaken for one another, and prompts go unedited."""
 
     def encode_prompt(prompt: Any, device: Any, num_images_per_prompt: int, do_classifier_free_guidance: bool) -> Any:
         texts = [prompt] if isinstance(prompt, str) else prompt
-        without = tiny_pipe.text_encoder(ids([""] * len(texts)))[0] if do_classifier_free_guidance else None
-        return tiny_pipe.text_encoder(ids(texts))[0], without
+        without = pipe.text_encoder(ids(pipe, [""] * len(texts)))[0] if do_classifier_free_guidance else None
+        return pipe.text_encoder(ids(pipe, texts))[0], without
 
-    odd = SimpleNamespace(components=tiny_pipe.components, tokenizer=tiny_pipe.tokenizer, encode_prompt=encode_prompt)
-    refused(many.eraser, odd)
+    return odd(pipe, encode_prompt)
+
+
+def test_a_pipeline_that_encodes_the_unconditional_prompt_first_is_refused(many: Many, tiny_pipe: Any) -> None:
+    refused(many.eraser, unconditional_first(tiny_pipe))
+
+
+def test_so_it_is_if_the_first_concepts_edit_acts_on_both_branches(tiny_pipe: Any) -> None:
+    """Its canary moves there; the others' would without guidance."""
+    first, _, _ = part(tiny_pipe, 0, uncond="same")
+    below = Site("text_encoder", "encoder.layers.0", 64)
+    merged = merge([first, *(part(tiny_pipe, n, below)[0] for n in range(1, len(CONCEPTS)))])
+    assert [edit.uncond for edit in merged.text_edits] == ["same", "none"]
+    refused(merged, unconditional_first(tiny_pipe))
+    assert merged.attach(tiny_pipe).shift > 0.005
+
+
+def test_a_pipeline_that_encodes_a_long_prompt_in_chunks_is_refused(many: Many, tiny_pipe: Any) -> None:
+    """With guidance the second chunk is taken for the unconditional prompt. Only the first canary has one chunk."""
+
+    def encode_prompt(prompt: Any, device: Any, num_images_per_prompt: int, do_classifier_free_guidance: bool) -> Any:
+        texts = [prompt] if isinstance(prompt, str) else prompt
+        every = [text.split("|") for text in texts]
+        chunks = [[(row + [""] * n)[n] for row in every] for n in range(max(map(len, every)))]
+        states = torch.cat([tiny_pipe.text_encoder(ids(tiny_pipe, chunk))[0] for chunk in chunks], 1)
+        if not do_classifier_free_guidance:
+            return states, None
+        empty = ids(tiny_pipe, [""] * len(texts))
+        return states, torch.cat([tiny_pipe.text_encoder(empty)[0] for _ in chunks], 1)
+
+    long = (many.eraser.canary[0], *(f"the sky|{prompt}" for prompt in many.eraser.canary[1:]))
+    refused(replace(many.eraser, canary=long), odd(tiny_pipe, encode_prompt))

@@ -91,10 +91,12 @@ def test_an_unchanged_pipeline_is_not_walked_through(tiny_pipe: Any, monkeypatch
 
 
 def test_a_channels_last_denoiser_is_not_walked_through_either(tiny_pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = weights_now(tiny_pipe, ("unet",))
     tiny_pipe.unet.to(memory_format=torch.channels_last)
     weight = tiny_pipe.unet.conv_in.weight
     assert not weight.is_contiguous()
     watched = WeightsWatch(tiny_pipe, ("unet",))
+    assert watched.now()[0] == before
     monkeypatch.setattr(weights_watch, "weights_now", lambda *args: pytest.fail("walked"))
     watched.now()
     weight.data[0, 0, 0, 0] += 1
