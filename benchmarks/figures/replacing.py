@@ -270,10 +270,10 @@ def said(distances: Mapping[str, str]) -> list[str]:
     return [
         f"Fréchet distances are over the first {COMPONENTS} components of the judge's features, from all",
         f"{distances['n']} pictures that count to as many real scenes of other prompts of the same families: without",
-        "the concept, or for WORD with that object in its place. So few pictures make them too large, by about what",
-        f"two such sets of real scenes are apart: {distances[WITHOUT]} without the concept, {distances[INSTEAD]} with",
-        f"WORD. The unerased pictures are {distances['unerased']} from scenes without it. Compare the rows with each",
-        "other and with these alone.",
+        "the concept, or for WORD with that object in its place. So few pictures make them too large, by at most about",
+        f"what two such sets of real scenes are apart: {distances[WITHOUT]} without the concept, {distances[INSTEAD]}",
+        f"with WORD. The unerased pictures are {distances['unerased']} from scenes without it. Compare the rows with",
+        "each other and with these alone.",
         "",
     ]
 

@@ -10,12 +10,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, overload
 
+from excise.concepts.concept import mentioned
 from excise.erasers.artefact.files import eraser_folders
 from excise.erasers.artefact.pins import pinned_digests
 from excise.erasers.artefact.record import most_canaries
 from excise.erasers.artefact.signing import Signer
 from excise.erasers.attachment import Attachment
-from excise.erasers.edits.merged_sae import MERGED, MergedSAEEdit, can_be_merged, parts_of
+from excise.erasers.edits.merged_sae import MERGED, MergedSAEEdit, can_be_merged, instead_of, parts_of
 from excise.erasers.edits.text_sae import SAEEdit
 from excise.erasers.eraser import Eraser
 from excise.errors import InvalidSetting, WrongModel
@@ -87,13 +88,15 @@ def merge(erasers: Sequence[Eraser], name: str = "merged") -> Eraser:
         eraser and its digest.
 
     Raises:
-        InvalidSetting: There are fewer than two, or one is given twice, edits in another way, or has no canary shift.
+        InvalidSetting: There are fewer than two, or one is given twice, edits in another way, has no canary shift, or
+            moves states to what another one erases.
         WrongModel: They were made for different models or SAEs.
         Tampered: Two of them have different rows of one neuron.
     """
     repeated = Counter(eraser.digest for eraser in erasers).most_common(1)
     if len(erasers) < 2 or repeated[0][1] > 1:
         raise InvalidSetting("give at least two erasers to merge, each once")
+    _check_words(erasers)
     by_site: dict[Site, list[SAEEdit]] = {}
     for eraser in erasers:
         _check_part(eraser, erasers[0])
@@ -133,6 +136,19 @@ def _check_part(eraser: Eraser, first: Eraser) -> None:
         )
     if not eraser.canary_shift > 0:
         raise InvalidSetting(f"eraser {eraser.name!r} has no canary shift to prove it by; fit it again")
+
+
+def _check_words(erasers: Sequence[Eraser]) -> None:
+    """Raise InvalidSetting if one moves states to another's concept: neurons read the model's own states alone."""
+    erased = tuple(dict.fromkeys(mention for eraser in erasers for mention in eraser.mentions))
+    for eraser in erasers:
+        words = {word for edit in eraser.edits if isinstance(edit, SAEEdit) for word in instead_of(edit) if word}
+        for word in sorted(words):
+            if own := erased and mentioned(word, erased):
+                raise InvalidSetting(
+                    f"eraser {eraser.name!r} moves states to those of {word!r}, and {own!r} is to be erased; fit it "
+                    "with another word"
+                )
 
 
 def _in_turn(groups: Sequence[Sequence[str]]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from excise.concepts import builtin, names
-from excise.concepts.concept import Kind
+from excise.concepts.concept import Kind, mentioned
 from excise.concepts.words import OBJECTS, STYLES
 from excise.erasers.apply.registry import module_of
 from excise.erasers.artefact import files, formats
@@ -210,6 +210,9 @@ def removals(attachment: Attachment) -> tuple[list[Removal], list[str]]:
             found += [measure(attachment, word, kind, words) for word in chosen]
             if len(chosen) < len(measured_words(words, len(words))):
                 unmeasured.append(f"the mentions after “{chosen[-1]}”")
+    concepts = [part.get("concept") for part in parts if isinstance(part, dict)]
+    if others := [f"“{name}”" for name in concepts if isinstance(name, str) and not mentioned(name, words)]:
+        unmeasured.append(f"what it removes of {', '.join(others)}, of which it has no mention")
     if any(removal.floor.lead is None for removal in found):
         unmeasured.append("that it removes more of its concept than of other words")
     if not found:

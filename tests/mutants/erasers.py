@@ -141,10 +141,16 @@ MUTANTS = [
         "tests/erasers/edits/test_merged_replacing.py::test_it_subtracts_what_loops_do"
         " tests/erasers/edits/test_merged_replacing.py::test_of_a_shared_neuron_the_first_that_replaces_decides"
         " tests/erasers/edits/test_merged_replacing.py"
+        "::test_a_part_that_is_off_decides_nothing_and_another_word_lends_no_strength"
+        " tests/erasers/edits/test_merged_replacing.py::test_what_was_first_used_in_inference_mode_has_gradients_later"
+        " tests/erasers/edits/test_merged_replacing.py"
         "::test_edits_without_a_common_neuron_do_what_they_do_together_in_any_order"
         " tests/erasers/edits/test_merged_replacing.py::test_what_cannot_be",
-        (" + len(place) * turned_down) % len(place)", ")"),
-        ("alike = (taken == taken[at][place]).all(1)", "alike = (taken == taken).all(1)"),
+        (" + len(place) * (turned_down + 2 * off)) % len(place)", ")"),
+        ("(turned_down + 2 * off)", "turned_down"),
+        ("alike = (taken == taken[at][place]).all(1) &", "alike = (taken == taken).all(1) |"),
+        (" & (said == said[at][place])", ""),
+        ("torch.inference_mode(False)", "torch.inference_mode(torch.is_inference_mode_enabled())"),
         ("made[replacing] = self.moves", "made[replacing] = -self.moves"),
         ("return edit.directions if isinstance(edit, MergedSAEEdit) else edit.W_dec", "return edit.W_dec"),
         ("        return edit.moves\n", "        return edit.W_dec\n"),

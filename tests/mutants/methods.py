@@ -34,14 +34,19 @@ MUTANTS = [
         " tests/methods/sae/test_replacing.py::test_neurons_with_equal_codes_share_the_move"
         " tests/methods/sae/test_replacing.py::test_the_move_against_loops"
         " tests/methods/sae/test_replacing.py::test_padding_that_no_mask_leaves_out_is_cut_to_its_first"
+        " tests/methods/sae/test_replacing.py::test_where_a_prompt_stands_between_padding"
         " tests/methods/sae/test_replacing.py::test_the_move_of_every_encoder_against_loops[qwen-image]",
         ("@ (z.T @ apart)", "@ (z.T @ -apart)"),
         ("torch.linalg.pinv(z.T @ z, hermitian=True)", "torch.eye(z.shape[1], dtype=z.dtype) / len(z)"),
         ("share = 1 - float(", "share = float("),
-        ("apart.append((h - g[", "apart.append((h + 0 * g["),
+        ("(own.states - other.states[places", "(own.states + 0 * other.states[places"),
         ("ids[end - 1] == ids[end - 2] == padding", "False"),
-        ("ends if masked else", "ends if False else"),
-        ("g, other_ids = other[len(apart)]", "g, other_ids = other[0]"),
+        ("slice(start, end) if masked else", "slice(start, end) if False else"),
+        ("other = others[len(apart)]", "other = others[0]"),
+        ("(ids[-1] == padding) != (other_ids[-1] == padding)", "False"),
+        ("max(0, other.start - own.start + n)", "max(0, other.start + n)"),
+        ("[other.start + n for n in within]", "[own.start + n for n in within]"),
+        ("len(own.states) - own.start, len(", "len(own.states), len("),
         ("place = max(n, len(other))", "place = n"),
         ("place = n - len(own) + len(other)", "place = n"),
         ("head if tail < len(other) - head else head - 1", "head"),

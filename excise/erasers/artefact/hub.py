@@ -17,6 +17,7 @@ from excise.erasers.artefact.record import Artefact
 from excise.erasers.artefact.verdict import in_words
 from excise.erasers.edits.block_replacement import ReplacementEdit
 from excise.erasers.edits.block_sae import BlockEdit
+from excise.erasers.edits.merged_sae import MergedSAEEdit
 from excise.erasers.edits.text_sae import SAEEdit
 from excise.files import read_file, sha256
 
@@ -119,7 +120,7 @@ def card(eraser: Artefact, repo_id: str = SOMEWHERE) -> str:
                     _plain(edit.site.key),
                     ", ".join(map(str, edit.neurons)) or "none",
                     _strength(eraser, edit),
-                    ", ".join(f"{k} {v}" for k, v in edit.options.items() if k not in ("lam", "gamma")),
+                    ", ".join(f"{k} {v}" for k, v in edit.options.items() if k not in ("lam", "gamma", "replace_with")),
                 )
                 for edit in eraser.edits
             ],
@@ -160,6 +161,8 @@ def _verdict(eraser: Artefact) -> str:
 
 def _strength(eraser: Artefact, edit: Edit) -> str:
     """Return an edit's strength: SNCE's in words, another's by its name."""
+    if isinstance(edit, MergedSAEEdit):
+        return f"up to {edit.lam * float(edit.lams.max()):.3g}, by neuron"
     if isinstance(edit, SAEEdit) and edit.coefficient[0] == "lambda":
         return strength.in_words(edit.lam, edit.site.key, eraser.created, eraser.measured).removeprefix("strength ")
     return "{} = {:.4g}".format(*edit.coefficient)

@@ -14,6 +14,7 @@ from excise.erasers.choices import REPLACEMENT, REPLACEMENTS
 from excise.erasers.edits.replacing_sae import ReplacingSAEEdit
 from excise.erasers.edits.text_sae import TENSORS, SAEEdit, contribution
 from excise.errors import ExciseError, InvalidSetting, Tampered, WrongModel, shown
+from excise.notebook import listed
 from excise.sites.site import Site
 
 if TYPE_CHECKING:
@@ -51,10 +52,10 @@ class MergedSAEEdit(SAEEdit):
         """Merge edits at one Site, into a `MergedReplacingEdit` if one of them moves states to others.
 
         A neuron of several edits acts once: it moves states as the first edit does that replaces with it, or else is
-        turned down. It does so by the largest λ, and scaled up to the largest typical code, of the edits that subtract
-        the same; at the lowest threshold of all. All edits must satisfy `can_be_merged`. Raises InvalidSetting if their
-        `lead` or `uncond` differ, WrongModel if their SAEs do, and Tampered if they have different rows of the same
-        neuron.
+        turned down; an edit with λ = 0 comes last. It does so by the largest λ, and scaled up to the largest typical
+        code, of the edits with the same word that subtract the same; at the lowest threshold of all. All edits must
+        satisfy `can_be_merged`. Raises InvalidSetting if their `lead` or `uncond` differ, WrongModel if their SAEs do,
+        and Tampered if they have different rows of the same neuron.
         """
         first = edits[0]
         for edit in edits:
@@ -71,9 +72,11 @@ class MergedSAEEdit(SAEEdit):
         def least(values: Tensor) -> Tensor:
             return values.new_empty(len(indices)).scatter_reduce(0, place, values, "amin", include_self=False)
 
-        turned_down = torch.tensor([not word for word in words])
-        at = least(torch.arange(len(place)) + len(place) * turned_down) % len(place)
-        alike = (taken == taken[at][place]).all(1)
+        turned_down, off = torch.tensor([not word for word in words]), lams == 0
+        at = least(torch.arange(len(place)) + len(place) * (turned_down + 2 * off)) % len(place)
+        number = {word: n for n, word in enumerate(dict.fromkeys(words))}
+        said = torch.tensor([number[word] for word in words])
+        alike = (taken == taken[at][place]).all(1) & (said == said[at][place])
         typical = torch.cat([edit.typical for edit in edits])
         parts: dict[str, Any] = {name: tensor[at] for name, tensor in rows.items()}
         for name, tensor in rows.items():
@@ -156,7 +159,11 @@ class MergedReplacingEdit(MergedSAEEdit):
             if not isinstance(word, str) or (word and not REPLACEMENT.fullmatch(word)):
                 raise ExciseError(f"replace_with cannot hold {shown(word)}; each is {REPLACEMENTS}, or empty")
         number = sum(map(bool, self.replace_with))
-        if len(self.replace_with) != len(self.indices) or tuple(self.moves.shape) != (number, self.site.width):
+        if (
+            not number
+            or len(self.replace_with) != len(self.indices)
+            or tuple(self.moves.shape) != (number, self.site.width)
+        ):
             raise ExciseError(f"words and moves do not fit {len(self.indices)} neurons; merge the erasers again")
 
     def tensors(self) -> dict[str, Tensor]:
@@ -184,7 +191,7 @@ class MergedReplacingEdit(MergedSAEEdit):
         """What the edit does to a model, for the eraser's card."""
         moving, down = len(self.moves), len(self.indices) - len(self.moves)
         fire = "one neuron of a sparse autoencoder fires" if moving == 1 else f"{moving} neurons of one fire"
-        words = ", ".join(f"“{word}”" for word in self.words)
+        words = listed([f"“{word}”" for word in self.words])
         return (
             f"moving its text encoder's states, where {fire}, to those of {words}"
             f"{f', and turning down {down} of its neurons' if down else ''}"
@@ -194,8 +201,9 @@ class MergedReplacingEdit(MergedSAEEdit):
     def directions(self) -> Tensor:
         """What a code of 1 subtracts at λ_i = 1, `[k, d]`."""
         replacing = torch.tensor([bool(word) for word in self.replace_with], device=self.device)
-        made = self.W_dec.clone()
-        made[replacing] = self.moves
+        with torch.inference_mode(False):  # what was made in inference mode has no gradients later
+            made = self.W_dec.clone()
+            made[replacing] = self.moves
         return made
 
 

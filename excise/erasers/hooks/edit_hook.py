@@ -72,7 +72,8 @@ class EditHook:
     def move(self, device: torch.device) -> None:
         """Have `on_device` on this device."""
         if self.on_device.device != device:
-            self.on_device = self.edit.to(device)
+            with torch.inference_mode(False):  # a copy that was made in inference mode has no gradients
+                self.on_device = self.edit.to(device)
 
     def of(self, state: Tensor) -> Tensor | None:
         """Return the edit's `delta` under the current settings."""

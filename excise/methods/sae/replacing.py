@@ -36,16 +36,16 @@ def replacing(
     The share is 1 - Σ |h - g - Σ_i z_i u_i|² / Σ |h - g|² over the pairs it is fitted on. Raises as `pairs_to`.
     """
     pairs = pairs_to(pipe, concept, word)
-    others = _read(pipe, edit.site, [pair.deconcept for pair in pairs], batch_size)
-    other = [one for batch in others for one in batch.prompts()]
+    deconcepts = _read(pipe, edit.site, [pair.deconcept for pair in pairs], batch_size)
+    others = [prompt for _, prompts in deconcepts for prompt in prompts]
+    padding = tokenizer_of(pipe, edit.site.component).pad_token_id
     codes, apart = list[Tensor](), list[Tensor]()
-    for own in _read(pipe, edit.site, [pair.concept for pair in pairs], batch_size):
+    for states, prompts in _read(pipe, edit.site, [pair.concept for pair in pairs], batch_size):
         # A batch by itself: some pipelines pad prompts only to the longest one of a batch.
-        z = edit.codes(own.states, sae).cpu()
-        for code, (h, ids), end in zip(z, own.prompts(), own.ends, strict=True):
-            g, other_ids = other[len(apart)]
-            codes.append(code[:end].double())
-            apart.append((h - g[counterparts(ids, other_ids, len(h), len(g))])[:end].double())
+        for code, own in zip(edit.codes(states, sae).cpu(), prompts, strict=True):
+            other = others[len(apart)]
+            codes.append(code[own.read].double())
+            apart.append((own.states - other.states[places(own, other, padding)])[own.read].double())
     z, away = torch.cat(codes), torch.cat(apart)
     moves = least_squares(z, away)
     share = 1 - float((away - z @ moves).square().sum() / away.square().sum().clamp(min=1e-12))
@@ -95,30 +95,41 @@ def counterparts(own: Sequence[int], other: Sequence[int], length: int, other_le
 
 
 @dataclass(frozen=True, eq=False)
-class _Batch:
-    """States `[B, T, d]` of prompts on the CPU, their token ids without padding, and where those ends that are read.
+class Prompt:
+    """A prompt's states `[T, d]` on the CPU, its token ids, where these start, and the positions to fit on.
 
-    What is behind a prompt is read by the denoiser, unless its encoder has a mask; CLIP's has none.
+    What pads the prompt is read by the denoiser, unless the encoder has a mask; CLIP's has none.
     """
 
     states: Tensor
-    ids: list[Sequence[int]]
-    ends: list[int]
-
-    def prompts(self) -> list[tuple[Tensor, Sequence[int]]]:
-        """Return the states `[T, d]` and token ids of each."""
-        return list(zip(self.states, self.ids, strict=True))
+    ids: Sequence[int]
+    start: int
+    read: slice
 
 
-def _read(pipe: Pipeline, site: Site, prompts: Sequence[str], batch_size: int) -> Iterator[_Batch]:
-    """Yield the prompts' states, batch by batch."""
+def places(own: Prompt, other: Prompt, padding: int | None) -> list[int]:
+    """Return the `counterparts` of all positions of a prompt, also if padding stands before the prompts."""
+    ids, other_ids = own.ids, other.ids
+    if (ids[-1] == padding) != (other_ids[-1] == padding):  # none follows the longest prompt of a batch
+        ids, other_ids = (one[:-1] if one[-1] == padding else one for one in (ids, other_ids))
+    within = counterparts(ids, other_ids, len(own.states) - own.start, len(other.states) - other.start)
+    before = [max(0, other.start - own.start + n) for n in range(own.start)]
+    return before + [other.start + n for n in within]
+
+
+def _read(pipe: Pipeline, site: Site, prompts: Sequence[str], batch_size: int) -> Iterator[tuple[Tensor, list[Prompt]]]:
+    """Yield the states `[B, T, d]` of a batch of prompts, and each prompt."""
     padding = tokenizer_of(pipe, site.component).pad_token_id
     masked = not is_clip(encoder_of(pipe, site.component))
     for batch in features(pipe, site, prompts, batch_size):
-        length = batch.ids.shape[1]
-        ends = ((batch.scored.cpu() * torch.arange(length)).argmax(1) + 1).tolist()
-        ids = [without_padding(row[:end], padding) for row, end in zip(batch.ids.tolist(), ends, strict=True)]
-        yield _Batch(batch.states[site].float().cpu(), ids, ends if masked else [length] * len(ends))
+        states, length = batch.states[site], batch.ids.shape[1]
+        ends = (batch.scored.cpu() * torch.arange(length)).argmax(1) + 1
+        read = []
+        for h, row, end in zip(states.float().cpu(), batch.ids.tolist(), ends.tolist(), strict=True):
+            start = next((n for n, one in enumerate(row[:end]) if one != padding), 0)
+            ids = without_padding(row[start:end], padding)
+            read.append(Prompt(h, ids, start, slice(start, end) if masked else slice(0, length)))
+        yield states, read
 
 
 def without_padding(ids: Sequence[int], padding: int | None) -> Sequence[int]:

@@ -139,6 +139,26 @@ def test_of_a_shared_neuron_the_first_that_replaces_decides() -> None:
     assert early.replace_with == merged.replace_with and torch.equal(early.moves, merged.moves)
 
 
+def test_a_part_that_is_off_decides_nothing_and_another_word_lends_no_strength() -> None:
+    off, down = part([2], "apple", lam=0.0, typical=9.0), part([2], lam=1.5)
+    for order in ([off, down], [down, off]):
+        one = MergedSAEEdit.of(order)
+        assert type(one) is MergedSAEEdit and (one.lams.tolist(), one.typical.tolist()) == ([1.5], [5.0])
+    apple = part([2], "apple", lam=1.0)
+    star = replace(apple, replace_with="star", lam=5.0, typical=torch.tensor([9.0]))
+    both: Any = MergedSAEEdit.of([apple, star])
+    assert (both.replace_with, both.lams.tolist(), both.typical.tolist()) == (("apple",), [1.0], [5.0])
+
+
+def test_what_was_first_used_in_inference_mode_has_gradients_later() -> None:
+    one, h = MergedSAEEdit.of(apart()), states()
+    with torch.inference_mode():
+        one.delta(h)
+    made = one.delta(h.clone().requires_grad_())
+    assert made is not None
+    made.sum().backward()
+
+
 def test_edits_that_only_turn_down_are_merged_as_before() -> None:
     assert type(MergedSAEEdit.of([apart()[0], apart()[3]])) is MergedSAEEdit
 
@@ -171,6 +191,7 @@ def test_an_attack_has_the_gradient_of_closed_gates_too() -> None:
         ({"replace_with": ("apple", "", "", "nothing", "")}, "words and moves do not fit 5 neurons"),
         ({"replace_with": ("apple", "", "", "nothing", "a](http://x)")}, "each is a word or a short phrase"),
         ({"replace_with": ("apple", "", "", "nothing", 5)}, "replace_with cannot hold 5"),
+        ({"replace_with": ("",) * 5, "moves": torch.zeros(0, 6)}, "words and moves do not fit 5 neurons"),
         ({"moves": torch.zeros(3, 5)}, "words and moves do not fit 5 neurons"),
         ({"moves": torch.full((3, 6), float("nan"))}, "moves holds values that are not finite"),
         ({"lams": torch.ones(4)}, "lams must be 5 numbers"),
@@ -189,6 +210,14 @@ def test_what_can_be_merged() -> None:
 
 def eraser(name: str, *edits: Any, canary: tuple[str, ...] = ("a gun",)) -> Eraser:
     return Eraser(edits, name, name, made_for={}, canary=canary, canary_shift=0.5)
+
+
+def test_a_part_cannot_move_to_what_another_erases() -> None:
+    """Its neuron would not see what the move wrote, and the picture would show it."""
+    moving, gun = (replace(eraser(n, e), mentions=(n,)) for n, e in (("dog", part([2], "Guns")), ("gun", part([7]))))
+    for order in ([moving, gun], [gun, moving]):
+        with pytest.raises(ExciseError, match="'dog' moves states to those of 'Guns', and 'Guns' is to be erased"):
+            merge(order)
 
 
 def test_it_is_saved(tmp_path: Path) -> None:
@@ -214,6 +243,7 @@ def test_it_is_saved(tmp_path: Path) -> None:
 def test_a_card_says_what_it_does(edits: list[SAEEdit], words: str) -> None:
     text = card(eraser("all", MergedSAEEdit.of(edits)))
     assert f"by moving its text encoder's states, {words}" in text
+    assert f"| up to {max(edit.lam for edit in edits):g}, by neuron |" in text
 
 
 def test_on_the_bundled_model_a_move_and_a_turn_are_what_they_are_together(
@@ -243,3 +273,6 @@ def test_on_the_bundled_model_a_move_and_a_turn_are_what_they_are_together(
     assert [name for name, check in checks.items() if not check.passed] == []
     assert "is moved to the states of “apple”" in checks["trusted as signed"].detail
     assert "dog" in checks["removal"].detail and "gun" in checks["removal"].detail
+    replace(merged, mentions=("gun",), canary=merged.canary[1:]).save(tmp_path / "hiding")
+    checks = {check.name: check for check in verify(tmp_path / "hiding", pipe, sae=load(reference.sae_folder()))}
+    assert "what it removes of “dog”, of which it has no mention" in checks["trusted as signed"].detail

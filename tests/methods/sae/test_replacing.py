@@ -23,7 +23,7 @@ from excise.erasers.artefact.verdict import WeakEraser
 from excise.erasers.edits.replacing_sae import ReplacingSAEEdit
 from excise.errors import ExciseError
 from excise.methods.configs.sae import SNCEConfig
-from excise.methods.sae.replacing import counterparts, least_squares, replacing, without_padding
+from excise.methods.sae.replacing import Prompt, counterparts, least_squares, places, replacing, without_padding
 from excise.methods.sae.snce import fit
 from excise.sae import TopKSAE
 from excise.sites import capture, default_site, encode_prompt, to_cover
@@ -97,9 +97,9 @@ def test_the_move_against_loops(tiny_pipe: Any, word_sae: TopKSAE, gun: Concept,
     assert 0.2 < share < 1
 
 
-READ = {"sdxl": 4, "sd3": 4, "flux": 4, "kandinsky5": 1, "qwen-image": 4}
-"""Families with several text encoders, and one that pads to the longest prompt of a batch, with the prompts of a batch.
-Kandinsky does that too, and gives its language model no mask that says where."""
+READ = {"sdxl": 4, "sd3": 4, "flux": 4, "flux2": 4, "kandinsky5": 1, "qwen-image": 4}
+"""Families with several text encoders, one that pads before the prompt, and one that pads to the longest prompt of a
+batch, with the prompts of a batch. Kandinsky does that too, and gives its language model no mask that says where."""
 
 
 @pytest.mark.usefixtures("few_groups")
@@ -124,10 +124,11 @@ def test_the_move_of_every_encoder_against_loops(family: str) -> None:
             ((ids, h),) = read(pipe, edit.site, [text])
             ((other_ids, g),) = read(pipe, edit.site, [re.sub(r"\bgun\b", word, text)])
             short, other_short = (one[: spoken(one, padding)] for one in (ids, other_ids))
-            at = counterparts(short, other_short, len(h), len(g))
-            reads = len(h) if clip or family in ("sd3", "flux") else len(short)
-            codes = edit.codes(h[None])[0, :reads, 0].double()
-            sides.append((codes, (h - g[at]).double()[:reads]))
+            first, other_first = (min(n for n, one in enumerate(o) if one != padding) for o in (short, other_short))
+            at = counterparts(short[first:], other_short[other_first:], len(h) - first, len(g) - other_first)
+            reads = slice(first, len(h) if clip or family in ("sd3", "flux") else len(short))
+            codes = edit.codes(h[None])[0, reads, 0].double()
+            sides.append((codes, (h[first:] - g[other_first:][at]).double()[: reads.stop - first]))
             for code, apart in zip(*sides[-1], strict=True):
                 above += code * apart
                 below += float(code) ** 2
@@ -149,6 +150,19 @@ def test_the_move_of_every_encoder_against_loops(family: str) -> None:
     assert all(torch.equal(one, other) for one, other in zip(kept, cat, strict=True))
     by_prompt = [n for n, (one, other) in enumerate(zip(plain, cat, strict=True)) if not torch.equal(one, other)]
     assert by_prompt and not any(torch.equal(moved[n], plain[n]) for n in by_prompt)
+
+
+def test_where_a_prompt_stands_between_padding() -> None:
+    def prompt(row: list[int], start: int) -> Prompt:
+        return Prompt(torch.zeros(len(row), 1), without_padding(row[start:], 0), start, slice(None))
+
+    one_word, two_words = prompt([0, 0, 0, 5, 1, 2], 3), prompt([0, 0, 5, 1, 1, 2], 2)
+    assert places(one_word, two_words, 0) == [0, 0, 1, 2, 3, 5]
+    assert places(two_words, one_word, 0) == [1, 2, 3, 4, 4, 5]
+    # None follows the longest prompt of a batch.
+    longest, padded = prompt([9, 5, 6, 7], 0), prompt([9, 8, 6, 7, 0], 0)
+    assert places(longest, padded, 0) == [0, 1, 2, 3]
+    assert places(padded, longest, 0) == [0, 1, 2, 3, 3]
 
 
 def spoken(ids: list[int], padding: int) -> int:
