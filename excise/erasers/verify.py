@@ -212,7 +212,7 @@ def removals(attachment: Attachment) -> tuple[list[Removal], list[str]]:
                 unmeasured.append(f"the mentions after “{chosen[-1]}”")
     concepts = [part.get("concept") for part in parts if isinstance(part, dict)]
     if others := [f"“{name}”" for name in concepts if isinstance(name, str) and not mentioned(name, words)]:
-        unmeasured.append(f"what it removes of {', '.join(others)}, of which it has no mention")
+        unmeasured.append(f"what it removes of {', '.join(others)}, which it does not mention")
     if any(removal.floor.lead is None for removal in found):
         unmeasured.append("that it removes more of its concept than of other words")
     if not found:

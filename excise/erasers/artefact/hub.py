@@ -74,23 +74,20 @@ def push_folder(folder: Path, repo_id: str, **options: Any) -> tuple[Artefact, s
     return eraser, push(eraser, repo_id, also=also, **options)
 
 
-_TEXT, _FOUND = "only on text, in the text encoder", "replacing patches that are found by"
-_SAYS = "description"
+_TEXT, _FOUND, _SAYS = "only on text, in the text encoder", "replacing patches that are found by", "description"
 
 
 def _changes(eraser: Artefact) -> list[str]:
     """Describe the changes of the model, by kind of edit."""
-    changes = []
-    where = {SAEEdit: "its text encoder's states", BlockEdit: "a block of its denoiser"}
-    plain = [edit for edit in eraser.edits if not hasattr(edit, _SAYS)]
+    changes, where = list[str](), {SAEEdit: "its text encoder's states", BlockEdit: "a block of its denoiser"}
     for kind, how in ((SAEEdit, "turning down"), (BlockEdit, "turning down"), (BlockEdit, _FOUND)):
-        own = [e for e in plain if isinstance(e, kind) and isinstance(e, ReplacementEdit) is (how == _FOUND)]
+        plain = (e for e in eraser.edits if isinstance(e, kind) and not hasattr(e, _SAYS))
+        own = [edit for edit in plain if isinstance(edit, ReplacementEdit) is (how == _FOUND)]
         if count := sum(len(edit.neurons) for edit in own):
             neurons = "one neuron" if count == 1 else f"{count} neurons"
             changes.append(f"by {how} {neurons} of a sparse autoencoder on {where[kind]}")
     others = Counter(getattr(edit, _SAYS) for edit in eraser.edits if hasattr(edit, _SAYS))
-    changes += [f"by {description.format(count=count)}" for description, count in others.items()]
-    return changes
+    return [*changes, *(f"by {description.format(count=count)}" for description, count in others.items())]
 
 
 def card(eraser: Artefact, repo_id: str = SOMEWHERE) -> str:

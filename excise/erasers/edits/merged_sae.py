@@ -75,8 +75,8 @@ class MergedSAEEdit(SAEEdit):
         turned_down, off = torch.tensor([not word for word in words]), lams == 0
         at = least(torch.arange(len(place)) + len(place) * (turned_down + 2 * off)) % len(place)
         number = {word: n for n, word in enumerate(dict.fromkeys(words))}
-        said = torch.tensor([number[word] for word in words])
-        alike = (taken == taken[at][place]).all(1) & (said == said[at][place])
+        named = torch.tensor([number[word] for word in words])
+        alike = (taken == taken[at][place]).all(1) & (named == named[at][place])
         typical = torch.cat([edit.typical for edit in edits])
         parts: dict[str, Any] = {name: tensor[at] for name, tensor in rows.items()}
         for name, tensor in rows.items():
@@ -158,12 +158,8 @@ class MergedReplacingEdit(MergedSAEEdit):
         for word in self.replace_with:
             if not isinstance(word, str) or (word and not REPLACEMENT.fullmatch(word)):
                 raise ExciseError(f"replace_with cannot hold {shown(word)}; each is {REPLACEMENTS}, or empty")
-        number = sum(map(bool, self.replace_with))
-        if (
-            not number
-            or len(self.replace_with) != len(self.indices)
-            or tuple(self.moves.shape) != (number, self.site.width)
-        ):
+        number, k = sum(map(bool, self.replace_with)), len(self.indices)
+        if not number or len(self.replace_with) != k or tuple(self.moves.shape) != (number, self.site.width):
             raise ExciseError(f"words and moves do not fit {len(self.indices)} neurons; merge the erasers again")
 
     def tensors(self) -> dict[str, Tensor]:

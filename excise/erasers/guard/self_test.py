@@ -79,9 +79,9 @@ def _together(
 ) -> Iterator[tuple[States, States, States, KnownVectors]]:
     asked = [*prompts, _OTHER]
     hooks = [hook for hook in attachment.hooks if hook.edit.site.part == "text"]
-    before = [hook.runs for hook in hooks]
+    ran = [hook.runs for hook in hooks]
     edited, plain, vectors = _encoded(attachment, partial(read, asked, False))
-    once = all(hook.runs == ran + 2 for hook, ran in zip(hooks, before, strict=True))
+    once = all(hook.runs == n + 2 for hook, n in zip(hooks, ran, strict=True))
     # A pipeline that encodes a prompt in chunks may take the second one for the unconditional prompt, with guidance.
     if not once or any(len(states) != len(asked) for states in plain):
         yield from _one_by_one(attachment, read, prompts)

@@ -275,4 +275,4 @@ def test_on_the_bundled_model_a_move_and_a_turn_are_what_they_are_together(
     assert "dog" in checks["removal"].detail and "gun" in checks["removal"].detail
     replace(merged, mentions=("gun",), canary=merged.canary[1:]).save(tmp_path / "hiding")
     checks = {check.name: check for check in verify(tmp_path / "hiding", pipe, sae=load(reference.sae_folder()))}
-    assert "what it removes of “dog”, of which it has no mention" in checks["trusted as signed"].detail
+    assert "what it removes of “dog”, which it does not mention" in checks["trusted as signed"].detail
