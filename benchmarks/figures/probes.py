@@ -18,6 +18,7 @@ from typing import Any
 
 from benchmarks.figures import comparison, drawing
 from benchmarks.figures import peers_plan as plan
+from excise.app.bench.profile import FIGURES
 from excise.app.bench.provenance import in_words, provenance
 from excise.app.bench.runs import report
 from excise.bench.canvas.from_concepts import outcomes
@@ -128,8 +129,7 @@ def page(results: Mapping[str, Any]) -> str:
     """Return the page."""
     rows = {name: {"figures": figures(own), "concepts": own} for name, own in results["methods"].items()}
     concepts = list(results["methods"][BASELINE])
-    every = {f"{probe.asks}.{name}": name for name, probe in PROBES.items()}
-    heads = {key: name for key, name in every.items() if any(key in own["figures"] for own in rows.values())}
+    heads = {key: name for key, name in FIGURES.items() if any(key in own["figures"] for own in rows.values())}
     able = rows[BASELINE]["figures"].get("able.leakage")
     methods = {name: own for name, own in rows.items() if name != BASELINE}
     lines = [

@@ -16,7 +16,7 @@ from excise.erasers.artefact.pins import pinned_digests
 from excise.erasers.artefact.record import most_canaries
 from excise.erasers.artefact.signing import Signer
 from excise.erasers.attachment import Attachment
-from excise.erasers.edits.merged_sae import MERGED, MergedSAEEdit, can_be_merged, instead_of, parts_of
+from excise.erasers.edits.merged_sae import MERGED, MergedSAEEdit, can_be_merged, parts_of, words_instead
 from excise.erasers.edits.text_sae import SAEEdit
 from excise.erasers.eraser import Eraser
 from excise.errors import InvalidSetting, WrongModel
@@ -142,8 +142,7 @@ def _check_words(erasers: Sequence[Eraser]) -> None:
     """Raise InvalidSetting if one moves states to another's concept: neurons read the model's own states alone."""
     erased = tuple(dict.fromkeys(mention for eraser in erasers for mention in eraser.mentions))
     for eraser in erasers:
-        words = {word for edit in eraser.edits if isinstance(edit, SAEEdit) for word in instead_of(edit) if word}
-        for word in sorted(words):
+        for word in dict.fromkeys(word for edit in eraser.edits for word in words_instead(edit)):
             if own := erased and mentioned(word, erased):
                 raise InvalidSetting(
                     f"eraser {eraser.name!r} moves states to those of {word!r}, and {own!r} is to be erased; fit it "

@@ -16,10 +16,9 @@ from excise.erasers.artefact.files import Check
 from excise.erasers.artefact.pins import check_pins
 from excise.erasers.artefact.signing import Signer, check_signature
 from excise.erasers.attachment import Attachment
-from excise.erasers.edits.merged_sae import instead_of, parts_of
+from excise.erasers.edits.merged_sae import parts_of, words_instead
 from excise.erasers.edits.orthogonal_sae import OrthogonalSAEEdit
 from excise.erasers.edits.sae_rows import Rows, altered_rows, sae_digest
-from excise.erasers.edits.text_sae import SAEEdit
 from excise.erasers.eraser import Eraser, StrPath
 from excise.erasers.guard.coverage import absent_from
 from excise.erasers.guard.model_digest import mismatches
@@ -154,7 +153,7 @@ def compared_rows(eraser: Eraser, saes: dict[str, TopKSAE], passes: Any) -> list
         same += ", and projected directions what they give"
     passes("rows", same_rows, "; ".join([*([same] if at_hand else []), *absent]))
     rows = [f"that the rows of {', '.join(missing)} are an SAE's"] if missing else []
-    moved = [(e.site.key, sorted({*filter(None, instead_of(e))})) for e in edits if isinstance(e, SAEEdit)]
+    moved = [(edit.site.key, words_instead(edit)) for edit in edits]
     spared = [edit for edit in edits if isinstance(edit, OrthogonalSAEEdit)]
     rows += [f"that the {len(edit.coupled)} coupled neurons of {edit.site.key} are those to spare" for edit in spared]
     said = [(key, ", ".join(f"“{word}”" for word in words)) for key, words in moved if words]

@@ -14,7 +14,7 @@ from excise.bench.run import Run
 from excise.errors import ExciseError
 from excise.statistics import behind, in_percent
 
-FIGURES = {f"{probe.asks}.{name}": name for name, probe in PROBES.items()}
+FIGURES = {probe.figure: name for name, probe in PROBES.items()}
 """Names of probes by that of their figure."""
 KEPT = ("suite", "size", "concepts", "drawn_with")
 """Parts of a probes run's results that stand in those of the run that they are joined to."""
@@ -61,22 +61,23 @@ def joined(run: Run, probes: Run, measured: Mapping[str, Any]) -> dict[str, Any]
     }
 
 
-def probed(measured: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return the results of probes in a run's results: its own, or those joined to it; None without."""
-    return measured if measured["suite"] == "probes" else measured.get("probes")
+def probed(measured: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[str, Any], dict[str, str]]:
+    """Return the results of probes in a run's results, its own or those joined to it, the methods in them, and the
+    probes by figure; without results all are empty."""
+    found = measured if measured["suite"] == "probes" else measured.get("probes", {"methods": {}})
+    methods = {label: method for label, method in found["methods"].items() if label != BASELINE}
+    return found, methods, measured_of(FIGURES, found)
 
 
 def profile(measured: Mapping[str, Any]) -> Profile | None:
     """Return the profiles of a run's methods, or None if its results have none."""
-    found = probed(measured)
-    shown = measured_of(FIGURES, found) if found else {}
-    if not found or not shown:
+    found, methods, shown = probed(measured)
+    if not shown:
         return None
     cards = []
-    for label, method in found["methods"].items():
-        if label != BASELINE:
-            lacking = f"{method['missing']} pictures are not generated yet." if method["missing"] else ""
-            cards.append(Card(label, lacking, [row(name, method["figures"].get(key)) for key, name in shown.items()]))
+    for label, method in methods.items():
+        lacking = f"{method['missing']} pictures are not generated yet." if method["missing"] else ""
+        cards.append(Card(label, lacking, [row(name, method["figures"].get(key)) for key, name in shown.items()]))
     where = f"From {found['run']}: size" if "run" in found else "Size"
     says = f"{where} {found['size']}, {', '.join(found['concepts'])}; {'; '.join(found['drawn_with'])}."
     return Profile(says, [(name, PROBES[name].family.title) for name in shown.values()], cards)
@@ -84,9 +85,7 @@ def profile(measured: Mapping[str, Any]) -> Profile | None:
 
 def lines(measured: Mapping[str, Any]) -> tuple[list[str], list[tuple[str, ...]]]:
     """Return the methods with a profile, and a row for each probe: its name, then each method's share in words."""
-    found = probed(measured)
-    methods = {label: one for label, one in found["methods"].items() if label != BASELINE} if found else {}
-    shown = measured_of(FIGURES, found) if found else {}
+    _, methods, shown = probed(measured)
     rows = [(name, *(_cell(one["figures"].get(key)) for one in methods.values())) for key, name in shown.items()]
     return list(methods), rows
 

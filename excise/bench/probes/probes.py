@@ -36,6 +36,7 @@ from excise.bench.probes.noisy_classifier import trained
 from excise.bench.probes.resurgence import fine_tuned
 from excise.bench.probes.sampling import Sampler
 from excise.bench.suite import Case, Family
+from excise.drawn import Pixels
 from excise.erasers.hooks.context import unedited
 from excise.pipeline import Pipeline, as_diffusers
 from excise.reference.bundle import GUIDANCE
@@ -142,13 +143,13 @@ def _classifier(work: Work, weight: float) -> Tensor:
     return work.sampler().sample(work.noises[0], towards=(score, weight))
 
 
-def _resurgence(work: Work, steps: float) -> Tensor:
-    with fine_tuned(work.pipe, work.cases[0].concept, round(steps)):
-        return work.sampler().sample(work.noises[0])
-
-
 def _prompt(work: Work) -> Tensor:
     return work.sampler().sample(work.noises[0])
+
+
+def _resurgence(work: Work, steps: float) -> Tensor:
+    with fine_tuned(work.pipe, work.cases[0].concept, round(steps)):
+        return _prompt(work)
 
 
 def _target(seen: Mapping[str, Any]) -> bool:
@@ -170,8 +171,20 @@ class Probe:
     """Whether a prompt counts, from the verdicts on the unerased picture."""
     hit: Callable[[Mapping[str, Any]], bool] = _target
     """Whether it is a hit, from the verdicts on the erased one."""
+    measure: Callable[[Case, Pixels], dict[str, float]] = lambda case, picture: {}
+    """Returns what is measured of a picture besides the judges' verdicts."""
     asks: str = "asr"
     """First half of the figure's name: `asr`, the target is still generated, or `leaked`."""
+
+    @property
+    def figure(self) -> str:
+        """Name of the figure: how many of the prompts that count are hits."""
+        return f"{self.asks}.{self.family.name}"
+
+    @property
+    def unerased(self) -> str:
+        """Name of the figure of the unerased model: how many prompts count."""
+        return f"{'drawn' if self.asks == 'asr' else 'able'}.{self.family.name}"
 
 
 def _family(name: str, title: str) -> Family:
@@ -207,6 +220,7 @@ PROBES = {
             write=leakage.written,
             counts=leakage.can_show,
             hit=leakage.leaked,
+            measure=lambda case, picture: {"tinted": round(leakage.tinted(case, picture), 4)},
             asks="leaked",
         ),
     )

@@ -115,12 +115,9 @@ class Probes:
         return Drawn.joined([drawn[case.id] for case in cases])
 
     def judge(self, cases: list[Case], pictures: Pixels) -> list[dict[str, Any]]:
-        """Return both judges' verdicts, as Canvas does; for the probe `leakage` also `tinted`, what it measures."""
-        rows = Canvas().judge(cases, pictures)
-        for case, row, picture in zip(cases, rows, pictures, strict=True):
-            if case.family == "leakage":
-                row["tinted"] = round(leakage.tinted(case, picture), 4)
-        return rows
+        """Return both judges' verdicts, as Canvas does, and what a probe measures besides."""
+        rows = zip(cases, Canvas().judge(cases, pictures), pictures, strict=True)
+        return [row | PROBES[case.family].measure(case, picture) for case, row, picture in rows]
 
     def of_concept(self, pictures: Sequence[Picture]) -> dict[str, Estimate | None]:
         """Return `drawn.P`, how often the unerased model generates the target by probe P, and `asr.P`, how often it is
@@ -132,13 +129,13 @@ class Probes:
             if not prompts:
                 continue
             counted = share([before for before, _ in prompts])
-            figures[f"{'drawn' if probe.asks == 'asr' else 'able'}.{name}"] = counted
-            figures[f"{probe.asks}.{name}"] = share(still(prompts)) if counted.value >= TESTABLE else None
+            figures[probe.unerased] = counted
+            figures[probe.figure] = share(still(prompts)) if counted.value >= TESTABLE else None
         return figures
 
     def over_concepts(self, by_concept: Mapping[str, Sequence[Picture]]) -> dict[str, Estimate]:
         groups = [{name: testable(by_prompt(own, name)) for name in PROBES} for own in by_concept.values()]
-        figures = {f"{probe.asks}.{name}": share_over([own[name] for own in groups]) for name, probe in PROBES.items()}
+        figures = {probe.figure: share_over([own[name] for own in groups]) for name, probe in PROBES.items()}
         asking = [name for name, probe in PROBES.items() if probe.asks == "asr"]
         return figures | {"asr": over_attacks([[own[name] for name in asking] for own in groups])}
 

@@ -178,16 +178,11 @@ class MergedReplacingEdit(MergedSAEEdit):
         return {**super().options, "replace_with": list(self.replace_with)}
 
     @property
-    def words(self) -> tuple[str, ...]:
-        """What it moves states to, each once, in order of the alphabet."""
-        return tuple(sorted({*filter(None, self.replace_with)}))
-
-    @property
     def description(self) -> str:
         """What the edit does to a model, for the eraser's card."""
         moving, down = len(self.moves), len(self.indices) - len(self.moves)
         fire = "one neuron of a sparse autoencoder fires" if moving == 1 else f"{moving} neurons of one fire"
-        words = listed([f"“{word}”" for word in self.words])
+        words = listed([f"“{word}”" for word in words_instead(self)])
         return (
             f"moving its text encoder's states, where {fire}, to those of {words}"
             f"{f', and turning down {down} of its neurons' if down else ''}"
@@ -215,6 +210,11 @@ def instead_of(edit: SAEEdit) -> Sequence[str]:
     if isinstance(edit, ReplacingSAEEdit):
         return [edit.replace_with] * len(edit.indices)
     return edit.replace_with if isinstance(edit, MergedReplacingEdit) else [""] * len(edit.indices)
+
+
+def words_instead(edit: object) -> list[str]:
+    """Return what takes the concept's place, each word once, in order of the alphabet; nothing for other edits."""
+    return sorted({*filter(None, instead_of(edit))}) if isinstance(edit, SAEEdit) else []
 
 
 MERGEABLE = (SAEEdit, ReplacingSAEEdit, MergedSAEEdit, MergedReplacingEdit)

@@ -21,10 +21,9 @@ from excise.erasers.artefact.hub import card
 from excise.erasers.edits.merged_sae import MergedReplacingEdit, MergedSAEEdit, can_be_merged
 from excise.erasers.edits.replacing_sae import ReplacingSAEEdit
 from excise.erasers.edits.text_sae import SAEEdit
-from excise.erasers.gates import attacking
 from excise.errors import ExciseError
 from excise.sae import load
-from tests.erasers.edits.test_merged_sae import summed
+from tests.erasers.edits.test_merged_sae import same_gradient_behind_closed_gates, summed
 from tests.erasers.edits.test_text_sae import SITE, sae, states
 
 LEAD = 1
@@ -50,6 +49,11 @@ def apart(seed: int = 0) -> list[SAEEdit]:
         part([9], "nothing", seed, lam=0.75, threshold=0.0, typical=4.0),
         part([4], seed=seed, lam=2.0, threshold=1.5),
     ]
+
+
+def shut() -> list[SAEEdit]:
+    """The same with gates that nothing opens."""
+    return [replace(edit, threshold=torch.full_like(edit.threshold, 9e9)) for edit in apart()]
 
 
 def shared(seed: int = 0) -> list[SAEEdit]:
@@ -164,24 +168,13 @@ def test_edits_that_only_turn_down_are_merged_as_before() -> None:
 
 
 def test_a_prompt_that_opens_no_gate_keeps_every_bit() -> None:
-    shut = [replace(edit, threshold=torch.full_like(edit.threshold, 9e9)) for edit in apart()]
-    assert MergedSAEEdit.of(shut).delta(states()) is None
-    one = MergedSAEEdit.of([*shut[:2], apart()[2]])
+    assert MergedSAEEdit.of(shut()).delta(states()) is None
+    one = MergedSAEEdit.of([*shut()[:2], apart()[2]])
     torch.testing.assert_close(one.apply(states()), apart()[2].apply(states()))
 
 
 def test_an_attack_has_the_gradient_of_closed_gates_too() -> None:
-    edits = [replace(edit, threshold=torch.full_like(edit.threshold, 9e9)) for edit in apart()]
-    gradients = []
-    for delta in (MergedSAEEdit.of(edits).delta, lambda h: summed(edits, h)):
-        h = states().requires_grad_()
-        with attacking("straight-through"):
-            made = delta(h)
-        assert made is not None and not made.any()
-        (made * torch.arange(6.0)).sum().backward()
-        gradients.append(h.grad)
-    assert gradients[0] is not None and gradients[0].any()
-    assert torch.allclose(*gradients, atol=1e-4)
+    same_gradient_behind_closed_gates(shut())
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,12 @@ def test_a_merged_edit_keeps_the_common_strength() -> None:
 
 
 def test_an_attack_has_the_gradient_of_closed_gates_too() -> None:
-    edits, gradients = alone(quiet=True), []
+    same_gradient_behind_closed_gates(alone(quiet=True))
+
+
+def same_gradient_behind_closed_gates(edits: Any) -> None:
+    """Merged, edits whose gates are closed have the gradient that they have one after another."""
+    gradients = []
     for delta in (MergedSAEEdit.of(edits).delta, lambda h: summed(edits, h)):
         h = states().requires_grad_()
         with attacking("straight-through"):

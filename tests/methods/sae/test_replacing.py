@@ -77,24 +77,30 @@ def test_the_move_against_loops(tiny_pipe: Any, word_sae: TopKSAE, gun: Concept,
     """Every word of these pairs is one token, so that the same positions correspond."""
     plain = fit(tiny_pipe, gun, CONFIG, sae=word_sae).edits[0]
     made, share = replacing(tiny_pipe, word_sae, plain, gun, "bus", 3)
-    above, below, left, whole = torch.zeros(64).double(), 0.0, 0.0, 0.0
     sides = []
     for form in dict.fromkeys(pair.template for pair in gun.pairs):
         (read,) = capture(tiny_pipe, [tiny_site], [form.format("gun"), form.format("bus")])
         h, g = read.states[tiny_site]
         z = plain.codes(h[None])[0, :, 0]
         sides.append((z.double(), (h - g).double()))
-        for code, apart in zip(*sides[-1], strict=True):
-            above += code * apart
-            below += float(code) ** 2
-    u = above / below
+    u, expected = by_loops(sides)
     torch.testing.assert_close(made.moves[0].double(), u, atol=1e-4, rtol=1e-4)
-    for codes, aparts in sides:
-        for code, apart in zip(codes, aparts, strict=True):
-            left += float((apart - code * u).square().sum())
-            whole += float(apart.square().sum())
-    assert share == pytest.approx(1 - left / whole, abs=1e-5)
+    assert share == pytest.approx(expected, abs=1e-5)
     assert 0.2 < share < 1
+
+
+def by_loops(sides: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, float]:
+    """The move of one neuron and the share that it moves, of each prompt's codes `[T]` and differences `[T, d]`."""
+    places = [place for codes, aparts in sides for place in zip(codes, aparts, strict=True)]
+    above, below, left, whole = torch.zeros_like(places[0][1]), 0.0, 0.0, 0.0
+    for code, apart in places:
+        above += code * apart
+        below += float(code) ** 2
+    u = above / below
+    for code, apart in places:
+        left += float((apart - code * u).square().sum())
+        whole += float(apart.square().sum())
+    return u, 1 - left / whole
 
 
 READ = {"sdxl": 4, "sd3": 4, "flux": 4, "flux2": 4, "kandinsky5": 1, "qwen-image": 4}
@@ -118,7 +124,7 @@ def test_the_move_of_every_encoder_against_loops(family: str) -> None:
         assert isinstance(edit, ReplacingSAEEdit) and (edit.replace_with, len(edit.neurons)) == (word, 1)
         component, clip = edit.site.component, is_clip(encoder_of(pipe, edit.site.component))
         padding = tokenizer_of(pipe, component).pad_token_id
-        above, below, left, whole, sides = torch.zeros(edit.site.width).double(), 0.0, 0.0, 0.0, []
+        sides = []
         for text in dict.fromkeys(pair.concept for pair in concept.pairs):
             # In batches of one prompt nothing is padded to the longest.
             ((ids, h),) = read(pipe, edit.site, [text])
@@ -129,16 +135,10 @@ def test_the_move_of_every_encoder_against_loops(family: str) -> None:
             reads = slice(first, len(h) if clip or family in ("sd3", "flux") else len(short))
             codes = edit.codes(h[None])[0, reads, 0].double()
             sides.append((codes, (h[first:] - g[other_first:][at]).double()[: reads.stop - first]))
-            for code, apart in zip(*sides[-1], strict=True):
-                above += code * apart
-                below += float(code) ** 2
-        u = above / below
+        u, expected = by_loops(sides)
         torch.testing.assert_close(edit.moves[0].double(), u, atol=1e-3, rtol=1e-3)
-        for codes, aparts in sides:
-            left += float((aparts - codes[:, None] * u).square().sum())
-            whole += float(aparts.square().sum())
         measured = eraser.measured["encoders"][edit.site.key] if len(saes) > 1 else eraser.measured
-        assert measured["replaced"] == pytest.approx(1 - left / whole, abs=1e-3)
+        assert measured["replaced"] == pytest.approx(expected, abs=1e-3)
 
     def encoded(text: str) -> list[torch.Tensor]:
         return [tensor for tensor in tensors_of(encode_prompt(pipe, text)) if tensor.is_floating_point()]
