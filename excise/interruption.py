@@ -37,16 +37,20 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 def as_ctrl_c(*, once: bool = False) -> None:
     """Treat SIGTERM and SIGHUP as Ctrl-C from now on, so that work is ended and its workers with it.
 
-    A signal that is ignored now, such as SIGHUP by nohup, stays so. With `once`, which is for workers, it does not, and
-    all but the first of these signals are ignored.
+    A shell starts what a script puts in the background with Ctrl-C ignored; these signals end it all the same. A signal
+    that is ignored now, such as SIGHUP by nohup, stays so. With `once`, which is for workers, it does not, and all but
+    the first of these signals are ignored.
     """
     came = False
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         nonlocal came
-        if not (came and once):
-            came = True
-            signal.raise_signal(signal.SIGINT)
+        if came and once:
+            return
+        came = True
+        if not callable(signal.getsignal(signal.SIGINT)):
+            raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
 
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)

@@ -150,14 +150,17 @@ def test_ctrl_c_is_one_line_and_exit_code_130(call: Callable[..., Any], monkeypa
     assert "stopped" in result.stderr
 
 
+@pytest.mark.parametrize("ctrl_c", [signal.default_int_handler, signal.SIG_IGN], ids=["foreground", "background"])
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_a_scheduler_stops_the_program_as_ctrl_c_does(
-    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, ctrl_c: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """A shell starts a script's background jobs with Ctrl-C ignored."""
     number = getattr(signal, name)
     monkeypatch.setattr(root, "app", lambda: signal.raise_signal(number))
     monkeypatch.setattr(root, "filter_warnings", lambda: None)
     before = {each: signal.signal(each, signal.SIG_DFL) for each in (signal.SIGTERM, signal.SIGHUP)}
+    before[signal.SIGINT] = signal.signal(signal.SIGINT, ctrl_c)
     try:
         with pytest.raises(SystemExit) as ended:
             root.main()
