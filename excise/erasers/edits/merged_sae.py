@@ -64,8 +64,8 @@ class MergedSAEEdit(SAEEdit):
             if any(getattr(edit, name) != getattr(first, name) for name in SHARED):
                 raise InvalidSetting("erasers with different `lead` or `uncond` cannot be merged; fit them alike")
         lams = torch.cat([edit.lam * getattr(edit, "lams", torch.ones(len(edit.indices))) for edit in edits])
-        taken = torch.cat([directions_of(edit) for edit in edits])
-        words = [word for edit in edits for word in instead_of(edit)]
+        taken = torch.cat([edit.directions for edit in edits])
+        words = [word for edit in edits for word in edit.instead]
         rows: dict[str, Any] = {name: torch.cat([getattr(edit, name) for edit in edits]) for name in ROWS_OF_NEURONS}
         indices, place = rows["indices"].unique(return_inverse=True)
 
@@ -96,11 +96,6 @@ class MergedSAEEdit(SAEEdit):
             return MergedSAEEdit(**parts, gate="whole")
         moves = taken[at][torch.tensor([bool(word) for word in kept])]
         return MergedReplacingEdit(**parts, gate="whole", moves=moves, replace_with=kept)
-
-    @cached_property
-    def directions(self) -> Tensor:
-        """What a code of 1 subtracts at λ_i = 1, `[k, d]`."""
-        return self.W_dec
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors by field name, as saved."""
@@ -188,6 +183,11 @@ class MergedReplacingEdit(MergedSAEEdit):
             f"{f', and turning down {down} of its neurons' if down else ''}"
         )
 
+    @property
+    def instead(self) -> tuple[str, ...]:
+        """For each neuron what takes the concept's place; "" if it is turned down."""
+        return self.replace_with
+
     @cached_property
     def directions(self) -> Tensor:
         """What a code of 1 subtracts at λ_i = 1, `[k, d]`."""
@@ -198,23 +198,9 @@ class MergedReplacingEdit(MergedSAEEdit):
         return made
 
 
-def directions_of(edit: SAEEdit) -> Tensor:
-    """Return what a code of 1 subtracts at a strength of 1, `[k, d]`."""
-    if isinstance(edit, ReplacingSAEEdit):
-        return edit.moves
-    return edit.directions if isinstance(edit, MergedSAEEdit) else edit.W_dec
-
-
-def instead_of(edit: SAEEdit) -> Sequence[str]:
-    """Return for each neuron what takes the concept's place, "" if it is turned down."""
-    if isinstance(edit, ReplacingSAEEdit):
-        return [edit.replace_with] * len(edit.indices)
-    return edit.replace_with if isinstance(edit, MergedReplacingEdit) else [""] * len(edit.indices)
-
-
 def words_instead(edit: object) -> list[str]:
     """Return what takes the concept's place, each word once, in order of the alphabet; nothing for other edits."""
-    return sorted({*filter(None, instead_of(edit))}) if isinstance(edit, SAEEdit) else []
+    return sorted({*filter(None, edit.instead)}) if isinstance(edit, SAEEdit) else []
 
 
 MERGEABLE = (SAEEdit, ReplacingSAEEdit, MergedSAEEdit, MergedReplacingEdit)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor
 
 from excise.erasers.choices import REPLACEMENT, REPLACEMENTS
-from excise.erasers.edits.text_sae import TENSORS, SAEEdit, contribution
+from excise.erasers.edits.text_sae import TENSORS, SAEEdit
 from excise.errors import ExciseError, shown
 from excise.sites.site import Site
 
@@ -79,6 +79,12 @@ class ReplacingSAEEdit(SAEEdit):
             f"“{self.replace_with}”"
         )
 
-    def written(self, z: Tensor, amount: float) -> Tensor | None:
-        """Return what codes `z` `[B, T, k]` take away, `[B, T, d]`."""
-        return contribution(z, self.moves.to(z.dtype), amount)
+    @property
+    def directions(self) -> Tensor:
+        """What a code of 1 subtracts at a strength of 1, `[k, d]`."""
+        return self.moves
+
+    @property
+    def instead(self) -> tuple[str, ...]:
+        """For each neuron what takes the concept's place."""
+        return (self.replace_with,) * len(self.indices)

@@ -65,9 +65,9 @@ def onward_codes(preacts: Tensor, threshold: Tensor, typical: Tensor, before: Te
     return passed(gain * z, loudest, threshold.clamp(min=0)), loudest[:, -1].detach()
 
 
-def contribution(z: Tensor, W_dec: Tensor, amount: float) -> Tensor:
-    """Return M W_decᵀ `[B, T, d]`, what eqs. 8-9 subtract from h, with M_i = amount * z_i on the edited neurons."""
-    return (amount * z) @ W_dec
+def contribution(z: Tensor, directions: Tensor, amount: float) -> Tensor:
+    """Return M D `[B, T, d]`, what eqs. 8-9 subtract from h: M_i = amount * z_i, and D is `[k, d]`, such as W_dec."""
+    return (amount * z) @ directions
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,6 +161,16 @@ class SAEEdit(Rows):
     def needs_sae(self) -> bool:
         """Whether attaching needs the whole SAE."""
         return self.gate == "topk" and self.source == "prompt"
+
+    @property
+    def directions(self) -> Tensor:
+        """What a code of 1 subtracts at a strength of 1, `[k, d]`."""
+        return self.W_dec
+
+    @property
+    def instead(self) -> tuple[str, ...]:
+        """For each neuron what takes the concept's place; "" if it is turned down."""
+        return ("",) * len(self.indices)
 
     def codes(self, h: Tensor, sae: Any | None = None) -> Tensor:
         """Return codes z `[B, T, k]` of states `h` `[B, T, d]`, in float32 or better. Only gate="topk" reads `sae`.
@@ -267,4 +277,4 @@ class SAEEdit(Rows):
 
     def written(self, z: Tensor, amount: float) -> Tensor | None:
         """Return what codes `z` `[B, T, k]` write, `[B, T, d]`, or None to leave every bit alone."""
-        return contribution(z, self.W_dec.to(z.dtype), amount)
+        return contribution(z, self.directions.to(z.dtype), amount)
