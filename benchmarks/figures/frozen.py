@@ -9,7 +9,7 @@ several days, and an interrupted run resumes with the same `--work`.
 
 A concept is computed in bfloat16 on a GPU or a processor that multiplies it (AMX), else in float32, the same for every
 method; the page says which. SNCE and the unerased model have been drawn on all concepts in float32 too, and the page
-compares the two.
+compares the two. `--instead` draws SNCE with nothing in the concept's place (`--replace-with nothing`) beside these.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ COMMAND = "python -m benchmarks.figures.frozen"
 COMPARED = ("snce", "saemnesia-text", "mace", "uce", "casteer", "casteer-gated", "snce+casteer-gated", "ca", "rece")
 """SNCE, its supervised variant, the five peers with the highest mean of UA, IRA, CRA and mixed in peers.md, and CASteer
 behind a gate, alone and joined with SNCE."""
+INSTEAD = "snce:replace_with=nothing"
 ORDER = tuple(FROZEN[5 * n % len(FROZEN)] for n in range(len(FROZEN)))
 """Order in which the concepts are drawn: every fifth, so that the first few are of every kind."""
 BUDGET: dict[str, Any] = {"prefix": {"iterations": 20, "batch": 4}, "inversion": {"iterations": 60, "batch": 4}}
@@ -50,6 +51,13 @@ MAIN = {
     "near_synonym": "others' synonyms kept",
     "identical": "unrelated identical",
 }
+LEFT = {
+    "left_other": "another known object",
+    "left_empty": "an empty scene",
+    "left_unrecognisable": "unrecognisable",
+    "outside_kept": "outside the object kept",
+}
+"""Figures of the section on SNCE with nothing in the concept's place, beside those in MAIN."""
 TESTED = (
     "ua",
     "ira",
@@ -73,6 +81,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--jobs", type=int, default=1, help="processes that generate at once")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="time limit")
+    parser.add_argument("--instead", action="store_true", help=f"draw {INSTEAD}, in float32, and nothing else")
     parser.add_argument("--page", action="store_true", help="only rewrite the page from the file")
     options = parser.parse_args()
     results: dict[str, Any] = {"command": COMMAND, "concepts": list(FROZEN), "settings": BUDGET, "methods": {}}
@@ -92,20 +101,24 @@ def run(options: argparse.Namespace, results: dict[str, Any]) -> None:
     dtype = "bfloat16" if options.device != "cpu" or multiplies_bfloat16() else "float32"
     chosen = json.loads(Path("docs/results/peers.json").read_text())["tuning"]
     settings = {name: plan.best(chosen[name]) if name in chosen else "" for name in options.methods.split(",")}
+    kept = results
+    if options.instead:
+        dtype, kept = "float32", {"methods": results["float32"]}
+        settings = {INSTEAD: ""}
     until = time.monotonic() + 60 * options.minutes
     for concept in ORDER:
-        rows = {name: plan.label(name, own) for name, own in settings.items() if not has(results, name, concept)}
+        rows = {name: plan.label(name, own) for name, own in settings.items() if not has(kept, name, concept)}
         left = (until - time.monotonic()) / 60
         if not rows or left <= 0:
             continue
-        drawn = {own["precisions"][concept] for own in results["methods"].values() if concept in own["precisions"]}
+        drawn = {own["precisions"][concept] for own in kept["methods"].values() if concept in own["precisions"]}
         if drawn - {dtype}:
             raise ExciseError(f"{concept} has methods drawn in {', '.join(drawn)}; this machine would draw in {dtype}")
         opened = drawing.begun(options.work / concept, "frozen", list(rows.values()), [concept], BUDGET, dtype)
         try:
             drawing.Drawing(options.device, options.jobs, left)(opened)
         finally:
-            add(results, settings, concept, opened, drawing.comparable(opened, rows), options.device)
+            add(kept, settings, concept, opened, drawing.comparable(opened, rows), options.device)
             write_atomic(options.out, json.dumps(results, indent=1) + "\n")
             write_atomic(options.out.with_suffix(".md"), page(results))
 
@@ -132,7 +145,8 @@ def add(
     for name, row in rows.items():
         if has(results, name, concept):
             continue
-        measured, origin = found["methods"][row], provenance(COMMAND, [] if name == BASELINE else [name], device=device)
+        fitted = [] if name == BASELINE else [name.partition(":")[0]]
+        measured, origin = found["methods"][row], provenance(COMMAND, fitted, device=device)
         own = results["methods"].setdefault(
             name, {"setting": settings.get(name, ""), "concepts": {}, "refused": {}, "broken": [], "errors": []}
         )
@@ -149,7 +163,9 @@ def add(
 def page(results: Mapping[str, Any]) -> str:
     """Return the page: methods that have run on every concept, then all methods on the concepts that all have."""
     rows = {name: results["methods"][name] for name in (BASELINE, *COMPARED) if name in results["methods"]}
-    single = results.get("float32", {})
+    single = dict(results.get("float32", {}))
+    instead = {name: single[name] for name in (BASELINE, "snce", INSTEAD) if INSTEAD in single}
+    single.pop(INSTEAD, None)
     lines = [
         "# The frozen test set",
         "",
@@ -171,7 +187,7 @@ def page(results: Mapping[str, Any]) -> str:
         *(
             f"| {name} | {', '.join(f'{len(some)} in {dtype}' for dtype, some in precisions(own).items())} "
             f"| {own['setting'] or 'defaults'} | {commits(own)} | {own['date']}, {own['machine']} |"
-            for kind in (single, rows)
+            for kind in ({**single, **instead}, rows)
             for name, own in kind.items()
         ),
         "",
@@ -191,7 +207,7 @@ def page(results: Mapping[str, Any]) -> str:
             said(restricted(rows, shared)),
             *tables(restricted(rows, shared), results["settings"], "#"),
         ]
-    return "\n".join([*lines, *in_both(rows, single)]) + "\n"
+    return "\n".join([*lines, *with_nothing(instead, results["settings"]), *in_both(rows, single)]) + "\n"
 
 
 def finished(results: Mapping[str, Any], rows: Mapping[str, Any]) -> dict[str, Any]:
@@ -233,6 +249,22 @@ def restricted(rows: Mapping[str, Mapping[str, Any]], concepts: Iterable[str]) -
         }
         for name, own in rows.items()
     }
+
+
+def with_nothing(rows: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any]) -> list[str]:
+    """Return the section on SNCE with nothing in the concept's place, on the concepts that it has run on."""
+    if not rows:
+        return []
+    rows = restricted(rows, [concept for concept in FROZEN if concept in rows[INSTEAD]["concepts"]])
+    return [
+        "",
+        "## With nothing in the concept's place",
+        f"`--replace-with nothing`, beside SNCE as it is by default. {said(rows)}",
+        "What erased pictures show, of those in which the concept is gone:",
+        "",
+        *comparison.table(rows, LEFT),
+        *tables(rows, settings, "#"),
+    ]
 
 
 def in_both(rows: Mapping[str, Mapping[str, Any]], single: Mapping[str, Mapping[str, Any]]) -> list[str]:
