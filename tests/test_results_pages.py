@@ -11,6 +11,7 @@ import pytest
 from safetensors.torch import save_file
 
 from excise.app.bench.provenance import NOT_RECORDED, commit, folder_digest, in_words, provenance
+from excise.bench.canvas.from_concepts import figures
 from excise.files import sha256
 from tests.test_house import ROOT
 
@@ -55,9 +56,9 @@ def test_a_page_names_commit_and_digests_or_says_that_they_are_missing(name: str
 @pytest.mark.parametrize("precision", ["float32", "methods"])
 def test_the_frozen_figures_follow_from_those_by_concept(precision: str) -> None:
     """In float32, a run of all concepts computed the figures from its pictures."""
-    frozen, methods = import_module("benchmarks.figures.frozen"), read("frozen")[precision]
+    methods = read("frozen")[precision]
     for name in methods:
-        made = frozen.figures(methods[name]["concepts"], methods["none"]["concepts"])
+        made = figures(methods[name]["concepts"], methods["none"]["concepts"])
         assert {"ua", "ira_ratio", "asr", "asr.inversion"} <= set(made)
         assert made == {key: methods[name]["figures"][key] for key in made}
 
