@@ -9,7 +9,7 @@ several days, and an interrupted run resumes with the same `--work`.
 
 A concept is computed in bfloat16 on a GPU or a processor that multiplies it (AMX), else in float32, the same for every
 method; the page says which. SNCE and the unerased model have been drawn on all concepts in float32 too, and the page
-compares the two. `--instead` draws SNCE with nothing in the concept's place (`--replace-with nothing`) beside these.
+compares the two. `--instead` draws SNCE with nothing in the concept's place (`--replace-with nothing`) as well.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ LEFT = {
     "left_unrecognisable": "unrecognisable",
     "outside_kept": "outside the object kept",
 }
-"""Figures of the section on SNCE with nothing in the concept's place, beside those in MAIN."""
+"""Figures of the section on SNCE with nothing in the concept's place, with those in MAIN."""
 TESTED = (
     "ua",
     "ira",
@@ -60,11 +60,11 @@ def page(results: Mapping[str, Any]) -> str:
     lines = [
         "# The frozen test set",
         "",
-        f"`{results['command']}`. On {', '.join(results['concepts'])}: no default, setting or floor was chosen on",
-        "them, and what is printed here changes none. Seen before on some of them: synonyms of house and pig, once,",
-        "while the gate was designed; words that get past car's eraser, and what hardening it cost, which led to the",
-        "limits of `excise harden` and to looking at the margin, which stayed; and SAEmnesia's own page",
-        "([saemnesia.md](saemnesia.md)), which decided nothing.",
+        f"`{results['command']}`, on {', '.join(results['concepts'])}.",
+        "No default, setting or floor was chosen on these concepts, and what is printed here changes none. Seen before",
+        "on some of them: synonyms of house and pig, once, while the gate was designed; words that get past car's",
+        "eraser, and what hardening it cost, which led to the limits of `excise harden` and to looking at the margin,",
+        "which stayed; and SAEmnesia's own page ([saemnesia.md](saemnesia.md)), which decided nothing.",
         "Settings are those that [peers.md](peers.md) chose on apple, bus and pastel, or the defaults of methods that",
         "are not there. Per cent, with the 95 % interval of the mean over concepts (a bootstrap over concepts, widened",
         "to Wilson's over all pictures if they agree), and the number of pictures.",
@@ -150,7 +150,7 @@ def with_nothing(rows: Mapping[str, Mapping[str, Any]], settings: Mapping[str, A
     return [
         "",
         "## With nothing in the concept's place",
-        f"`--replace-with nothing`, beside SNCE as it is by default. {said(rows)}",
+        f"`--replace-with nothing`, and SNCE as it is by default. {said(rows)}",
         "What erased pictures show, of those in which the concept is gone:",
         "",
         *comparison.table(rows, LEFT),
