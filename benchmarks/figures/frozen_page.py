@@ -87,7 +87,7 @@ def page(results: Mapping[str, Any]) -> str:
     if len(whole) < 2:
         whole = single
     if whole:
-        lines += [f"## On all {len(results['concepts'])} concepts", said(whole)]
+        lines += [f"## On all {len(results['concepts'])} concepts", drawn_in(whole)]
         lines += tables(whole, results["settings"], "#")
     shared = [concept for concept in results["concepts"] if all(has(results, name, concept) for name in rows)]
     if len(finished(results, rows)) < len(rows) and shared:
@@ -95,7 +95,7 @@ def page(results: Mapping[str, Any]) -> str:
             "",
             f"## Every method, on {len(shared)} of {len(results['concepts'])} concepts",
             "The methods are drawn a concept at a time, in an order fixed before.",
-            said(restricted(rows, shared)),
+            drawn_in(restricted(rows, shared)),
             *tables(restricted(rows, shared), results["settings"], "#"),
         ]
     return "\n".join([*lines, *with_nothing(instead, results["settings"]), *in_both(rows, single)]) + "\n"
@@ -114,7 +114,7 @@ def precisions(own: Mapping[str, Any]) -> dict[str, list[str]]:
     return drawn
 
 
-def said(rows: Mapping[str, Mapping[str, Any]]) -> str:
+def drawn_in(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the sentences on the precision of each concept, which is the same for every method."""
     return " ".join(f"In {dtype}: {', '.join(names)}." for dtype, names in precisions(rows[BASELINE]).items())
 
@@ -150,7 +150,7 @@ def with_nothing(rows: Mapping[str, Mapping[str, Any]], settings: Mapping[str, A
     return [
         "",
         "## With nothing in the concept's place",
-        f"`--replace-with nothing`, and SNCE as it is by default. {said(rows)}",
+        f"`--replace-with nothing`, and SNCE as it is by default. {drawn_in(rows)}",
         "What erased pictures show, of those in which the concept is gone:",
         "",
         *comparison.table(rows, LEFT),
