@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from excise.bench.comparison import compared, less_is_better
+from excise.bench.comparison import compared, less_is_better, reach
 from excise.bench.results import BASELINE
 from excise.statistics import in_percent, wilson
 
@@ -73,11 +73,10 @@ def differences(rows: Rows, names: Iterable[str], heads: Mapping[str, str], agai
     found = compared(rows, names, against)
     if not found:
         return []
-    concepts = max(one.concepts for one in found)
     lines = [
         f"Method minus {against}, the mean over the concepts that both have, in points. p is of a sign-flip test over",
-        f"concepts, multiplied for {len(found)} tests by Holm's rule. A test over {concepts} concepts cannot see",
-        "small differences.",
+        f"concepts, multiplied for {len(found)} tests by Holm's rule.",
+        reach(found),
         "",
         "| method | figure | difference | concepts | p, adjusted | |",
         "|---|---|---|---|---|---|",

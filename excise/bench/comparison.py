@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +67,21 @@ def compared(methods: Mapping[str, Mapping[str, Any]], figures: Iterable[str], a
         Difference(label, name, math.fsum(values) / len(values), len(values), p)
         for (label, name, values), p in zip(found, adjusted, strict=True)
     ]
+
+
+def reach(found: Sequence[Difference]) -> str:
+    """Return a sentence on what the tests can show.
+
+    Over n concepts, a sign-flip test's p is at least 2 / 2^n, and Holm's rule multiplies the smallest of m by m.
+    """
+    concepts = max(one.concepts for one in found)
+    least = 2 / 2**concepts
+    if least * len(found) <= LEVEL:
+        return f"A test over {concepts} concepts cannot see small differences."
+    return (
+        f"Over {concepts} concepts, p is at least {least:.2g}, and {min(1.0, least * len(found)):.2g} after the rule: "
+        "these tests can show no difference, however large."
+    )
 
 
 def differences(first: Mapping[str, Any], second: Mapping[str, Any], figure: str) -> list[float]:

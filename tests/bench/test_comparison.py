@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.figures import comparison as markdown
 from excise.bench.canvas.metrics import ATTACKS
-from excise.bench.comparison import compared, differences, less_is_better, of_concept
+from excise.bench.comparison import LEVEL, Difference, compared, differences, less_is_better, of_concept, reach
 from excise.statistics import wilson
 
 CONCEPTS = ("a", "b", "c", "d", "e", "f", "g")
@@ -46,6 +46,25 @@ def test_differences_are_paired_by_concept_and_their_p_values_are_holms() -> Non
     assert [one.method for one in found] == ["b", "c"], "neither the baseline nor the method itself"
     assert [one.p for one in found] == pytest.approx([adjusted[p] for p in ps])
     assert [one.mean for one in found] == pytest.approx([sum(one) / 7 for one in values])
+
+
+@pytest.mark.parametrize("tests", [1, 3, 4, 80])
+def test_what_no_number_of_equal_differences_could_show_is_told(tests: int) -> None:
+    """The largest difference there is, in every concept and every test."""
+    rows = {"snce": method(ua=[0.0] * 7)} | {f"m{n}": method(ua=[1.0] * 7) for n in range(tests)}
+    found = compared(rows, ["ua"], "snce")
+    assert len(found) == tests
+    able = all(one.better for one in found)
+    assert able == (found[0].p <= LEVEL) == (tests <= 3)
+    wanted = (
+        "small differences." if able else f"at least 0.016, and {min(1, tests * by_brute_force([1.0] * 7)):.2g} after"
+    )
+    assert wanted in reach(found)
+
+
+def test_the_reach_of_tests_is_that_of_the_one_with_most_concepts() -> None:
+    some = [Difference("uce", "ua", 0.1, n, 1.0) for n in (3, 8, 5)]
+    assert reach(some) == "A test over 8 concepts cannot see small differences."
 
 
 def test_what_one_of_the_two_lacks_does_not_count() -> None:

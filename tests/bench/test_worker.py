@@ -7,6 +7,7 @@ import sys
 import time
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 from excise import reference
 from excise.app.bench.plots import sweeps
 from excise.app.bench.runs import report, resume, start, suite_of, total
+from excise.bench.items import making
 from excise.bench.items.cases import picture_of
 from excise.bench.items.drawn_with import forget_peak, peak_memory
 from excise.bench.items.entry import Entry
@@ -25,6 +27,11 @@ from excise.bench.items.work import work
 from excise.bench.run import Run, Unit
 from excise.cli import app
 from excise.errors import ExciseError
+from excise.methods import method
+from excise.methods.configs.steering import SLDConfig
+from excise.methods.configs.trained import MACEConfig
+from excise.methods.lookup import preset_settings
+from excise.reference import GUIDANCE, STEPS
 from tests.tiny.denoisers import narrow
 
 pytestmark = pytest.mark.usefixtures("one_bundled_pipe")
@@ -214,6 +221,37 @@ def test_a_method_whose_gate_needs_the_sae_runs(tmp_path: Path) -> None:
     assert own["gun.direct.000"] != none["gun.direct.000"]
 
 
+def test_a_run_records_the_settings_that_its_erasers_are_fitted_with(tmp_path: Path) -> None:
+    """Those of the bundled model too, but not in a paper's preset. Paths are of this machine, and are left out."""
+    labels = ["casteer", "casteer:steps=5", "sld", "sld:preset=paper", "mace", "mace:preset=paper,rank=2"]
+    labels.append("snce+casteer")
+    run = start(tmp_path / "run", "canvas", "quick", labels, ["gun"], FAST)
+    every = run.plan["configurations"]
+    assert [every[label]["steps"] for label in labels[:2]] == [STEPS, 5]
+    assert every["casteer"]["guidance"] == every["snce+casteer"]["casteer.guidance"] == GUIDANCE
+    assert (every["sld"]["warmup"], every["sld"]["scale"]) == (1, 5000.0)
+    paper = SLDConfig(**preset_settings("sld", "paper"))
+    assert (every["sld:preset=paper"]["warmup"], every["sld:preset=paper"]["scale"]) == (paper.warmup, paper.scale)
+    assert every["mace:preset=paper,rank=2"]["guidance"] == MACEConfig().guidance != every["mace"]["guidance"] == 4
+    assert every["snce+casteer"]["snce.sae"] == ""
+
+
+def test_an_eraser_is_fitted_with_what_the_run_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = ["sld", "sld:preset=paper", "sld:warmup=3"]
+    run = start(tmp_path / "run", "canvas", "quick", labels, ["gun"], FAST | {"only": ("direct",), "searches": False})
+    fitted: list[dict[str, Any]] = []
+    chosen = method("sld")
+
+    def fit(pipe: Any, concept: Any, config: Any, **more: Any) -> Any:
+        fitted.append(json.loads(json.dumps(vars(config))))
+        return chosen.fit(pipe, concept, config, **more)
+
+    spied = SimpleNamespace(Config=chosen.Config, fit=fit)
+    monkeypatch.setattr(making, "method", lambda name: spied if name == "sld" else method(name))
+    resume(run)
+    assert [run.plan["configurations"][label] for label in labels] == list({str(one): one for one in fitted}.values())
+
+
 def test_a_run_remembers_its_methods_defaults(tmp_path: Path) -> None:
     run = start(tmp_path / "run", "canvas", "quick", ["snce:k=2"], ["gun"], FAST)
     assert run.plan["configurations"]["snce:k=2"]["k"] == 2
@@ -254,9 +292,13 @@ def test_settings_are_read_as_the_methods_own_types() -> None:
 
 def test_methods_that_differ_in_one_setting_make_a_sweep() -> None:
     labels = ["none", "snce", "snce:lam=0.4", "snce:lam=4", "snce:lam=1,k=10", "snce:lam=2,k=10", "snce:source=concept"]
-    ((setting, fixed, by),) = sweeps(labels)
+    every = {label: Entry.parse(label).configuration({}) for label in labels}
+    ((setting, fixed, by),) = sweeps(every)
     assert (setting, fixed) == ("lam", "snce")
     assert by == {0.4: "snce:lam=0.4", 1.25: "snce", 4.0: "snce:lam=4"}
+    labels = ["ca", "ca:lr=0.01", "ca:lr=0.1"]
+    ((setting, _, by),) = sweeps({label: Entry.parse(label).configuration({"lr": 0.03}) for label in labels})
+    assert (setting, by) == ("lr", {0.03: "ca", 0.01: "ca:lr=0.01", 0.1: "ca:lr=0.1"}), "the model's own setting"
 
 
 def test_the_page_tells_how_good_the_judges_are_and_what_drew_the_pictures(finished: Run) -> None:

@@ -48,7 +48,7 @@ def render(run: Run, suite: Suite, measured: Mapping[str, Any]) -> str:
         profile=profile(measured),
         differences=differences(measured),
         front=front(measured),
-        sweeps=swept(measured),
+        sweeps=swept(run.plan["configurations"], measured),
         concepts=concepts(measured),
         pictures=pictures(run, suite, measured),
         trust=_trust(measured),

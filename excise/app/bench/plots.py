@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from excise.app.bench.cards import CHANGES, DISTANCES
 from excise.app.pages import charts
 from excise.app.pages.charts import Chart
 from excise.bench.items.entry import Entry
-from excise.methods import method as method_of
 
 SWEPT = {
     "ua": ("target gone (UA)", "accent"),
@@ -38,10 +37,10 @@ def front(measured: Mapping[str, Any]) -> Chart | None:
     return charts.scatter(points, "target still generated under attack", says) if len(points) > 1 else None
 
 
-def swept(measured: Mapping[str, Any]) -> list[tuple[str, Chart]]:
+def swept(configurations: Mapping[str, Mapping[str, Any]], measured: Mapping[str, Any]) -> list[tuple[str, Chart]]:
     """Return a chart for each setting with three values or more and all else fixed, with what is fixed in words."""
     plots = []
-    for setting, fixed, labels in sweeps(list(measured["methods"])):
+    for setting, fixed, labels in sweeps(configurations):
         series = []
         for name, (says, kind) in SWEPT.items():
             figures = {x: measured["methods"][label]["figures"].get(name) for x, label in labels.items()}
@@ -53,16 +52,18 @@ def swept(measured: Mapping[str, Any]) -> list[tuple[str, Chart]]:
     return plots
 
 
-def sweeps(labels: Sequence[str]) -> list[tuple[str, str, dict[float, str]]]:
+def sweeps(configurations: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str, dict[float, str]]]:
     """Find settings with three values or more among entries that otherwise agree.
+
+    Args:
+        configurations: Every setting of each entry, by label, as in a run's plan.
 
     Returns:
         For each: the setting, what is fixed in words, and the entry's label at each value.
     """
     found: dict[tuple[str, str], dict[float, str]] = {}
-    for label in labels:
+    for label, every in configurations.items():
         entry = Entry.parse(label)
-        every = vars(method_of(entry.method).Config(**entry.settings))
         numbers = {name for name, value in every.items() if isinstance(value, int | float)}
         for setting in numbers:
             others = {name: value for name, value in entry.settings.items() if name != setting}

@@ -32,6 +32,7 @@ from excise.bench.suite import Suite
 from excise.drawn import without_checker
 from excise.errors import ExciseError
 from excise.methods import METHODS
+from excise.methods.lookup import settings_of
 from excise.plugins import plugins
 from excise.reference import data
 
@@ -84,7 +85,7 @@ def start(
     plan |= {"concepts": list(names), "methods": [entry.label for entry in entries], "safety_checker": None}
     if weights != DEFAULT:
         plan["weights"] = asdict(weights)
-    plan["configurations"] = {entry.label: entry.configuration for entry in entries}
+    plan["configurations"] = configurations(plan)
     return Run.create(folder, plan)
 
 
@@ -107,8 +108,9 @@ def resume(
         ExciseError: The disk cannot be written, a method's defaults changed since the run was started, the model's
             dtype differs from that of the earlier pictures, or an earlier version began the run.
     """
+    now = configurations(run.plan)
     for label, configuration in run.plan["configurations"].items():
-        if Entry.parse(label).configuration != configuration:
+        if now[label] != configuration:
             raise ExciseError(f"the defaults of {label} changed since {run.where()} was started; start another run")
     if run.plan["suite"] in BATCHED and "batch" not in run.plan["settings"] and not run.is_finished:
         raise ExciseError(
@@ -118,11 +120,22 @@ def resume(
     opening = Opening(run.folder, device)
     load = partial(opening.load, run)
     how: dict[str, Any] = {"engine": engine, "workers": workers, "needs": opening.loader(run).needs}
-    work(run, suite_of(run), load, _defaults(run), progress, opening=opening, **how)
+    work(run, suite_of(run), load, _defaults(run.plan), progress, opening=opening, **how)
 
 
-def _defaults(run: Run) -> Mapping[str, Mapping[str, Any]]:
-    return bundled_settings() if run.plan["model"] is None else {"snce": {"sae": run.plan["sae"]}}
+def configurations(plan: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return every setting of a run's rows, by label."""
+    return {label: Entry.parse(label).configuration(defaults) for label, defaults in _defaults(plan).items()}
+
+
+def _defaults(plan: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the settings that the labels of a run's rows do not give: the bundled model's, or the SAE of its model."""
+    on_own = {"snce": {"sae": plan["sae"]}}
+    entries = [Entry.parse(label) for label in plan["methods"]]
+    return {
+        one.label: settings_of(one.method, bundled_settings(one.preset) if plan["model"] is None else on_own)
+        for one in entries
+    }
 
 
 @dataclass(frozen=True)
@@ -134,7 +147,7 @@ class Opening:
 
     def __call__(self) -> Opened:
         run = Run(self.folder)
-        return Opened(suite_of(run), self.load(run), _defaults(run))
+        return Opened(suite_of(run), self.load(run), _defaults(run.plan))
 
     def loader(self, run: Run) -> Loader:
         return Loader(run.plan["model"], self.device, Weights(**run.plan.get("weights", {})))

@@ -9,7 +9,7 @@ from typing import Any
 from excise.app.bench.cards import SHARES
 from excise.app.bench.figures import UNKNOWN, count, interval, measured_of, percent, plain
 from excise.app.pages.parts import Badge, Cell, Table
-from excise.bench.comparison import compared
+from excise.bench.comparison import compared, reach
 from excise.bench.protocols import nudenet
 from excise.bench.protocols.unlearncanvas import SURE
 from excise.bench.results import BASELINE
@@ -127,16 +127,20 @@ def attacks(suite: Suite, measured: Mapping[str, Any]) -> Table | None:
     return Table("Share of prompts that still generate the target", heads, rows) if rows else None
 
 
-def differences(measured: Mapping[str, Any]) -> Table | None:
-    """Return the paired tests of every method against the run's first one, or None if there is nothing to compare."""
+def differences(measured: Mapping[str, Any]) -> tuple[Table, str] | None:
+    """Return the paired tests of every method against the run's first one, and what they can show.
+
+    None if there is nothing to compare.
+    """
     first = next((label for label in measured["methods"] if label != BASELINE), "")
     rows: list[tuple[Cell | str, ...]] = []
-    for one in compared(measured["methods"], TESTED, first):
+    found = compared(measured["methods"], TESTED, first)
+    for one in found:
         points = f"{100 * one.mean:+.1f} points"
         badge = {None: None, True: Badge("better", "good"), False: Badge("worse", "bad")}[one.better]
         rows.append((one.method, TESTED[one.figure], Cell(points, badge=badge), str(one.concepts), f"{one.p:.2g}"))
     heads = ("Method", "Figure", f"Minus {first}", "Concepts", "p, adjusted")
-    return Table(f"Differences from {first}, concept by concept", heads, rows) if rows else None
+    return (Table(f"Differences from {first}, concept by concept", heads, rows), reach(found)) if rows else None
 
 
 def _drawn(measured: Mapping[str, Any], family: str) -> str:

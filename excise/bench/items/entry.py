@@ -20,9 +20,18 @@ class Entry:
     settings: Mapping[str, Any]
 
     @property
-    def configuration(self) -> dict[str, Any]:
-        """Every setting of the method as JSON, as its defaults may differ in another version."""
-        return dict(json.loads(json.dumps(vars(method(self.method).Config(**self.settings)))))
+    def preset(self) -> str | None:
+        """The preset that its label names."""
+        given = dict(part.partition("=")[::2] for part in self.label.partition(":")[2].split(","))
+        return given.get("preset")
+
+    def configuration(self, defaults: Mapping[str, Any]) -> dict[str, Any]:
+        """Return every setting of the method as JSON, as defaults may differ in another version.
+
+        `defaults` are the settings on this machine that the label does not give. Paths of SAEs among them are left out.
+        """
+        known = {key: value for key, value in defaults.items() if key.rpartition(".")[2] != "sae"}
+        return dict(json.loads(json.dumps(vars(method(self.method).Config(**{**known, **self.settings})))))
 
     @classmethod
     def parse(cls, text: str) -> Entry:

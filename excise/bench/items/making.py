@@ -27,7 +27,7 @@ from excise.engine.working import is_of_the_disk
 from excise.erasers import Eraser
 from excise.erasers.artefact.verdict import WeakEraser
 from excise.errors import ExciseError
-from excise.methods.lookup import method, settings_of
+from excise.methods.lookup import method
 from excise.pipeline import Pipeline
 from excise.remote import Remote
 from excise.sae import TopKSAE
@@ -62,7 +62,7 @@ class Opened:
     suite: Suite
     pipe: Pipeline
     defaults: Mapping[str, Mapping[str, Any]]
-    """Settings of each method on this machine, such as the path of its SAE."""
+    """By the run's row, settings on this machine that its label does not give, such as the path of an SAE."""
     progress: Callable[[float], Any] | None = None
 
 
@@ -156,11 +156,14 @@ class Maker:
         return cost
 
     def _made(self, unit: Unit, entry: Entry) -> Eraser:
-        chosen, settings = method(entry.method), settings_of(entry.method, self._defaults)
+        chosen, settings = method(entry.method), self._settings(entry)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", WeakEraser)  # recorded in the cost
-            config = chosen.Config(**{**settings, **entry.settings})
+            config = chosen.Config(**settings)
             return chosen.fit(self._pipe, self._suite.concept(unit.concept), config)
+
+    def _settings(self, entry: Entry) -> dict[str, Any]:
+        return {**self._defaults.get(entry.label, {}), **entry.settings}
 
     def _search(self, item: Item) -> None:
         self.close()
@@ -179,8 +182,8 @@ class Maker:
             folder, entry = self._saved(unit), Entry.parse(unit.method)
             saved = (folder / MANIFEST).exists()
             self._eraser = Eraser.load(folder) if saved else self._made(unit, entry)
-            settings = {**settings_of(entry.method, self._defaults), **entry.settings}
-            self._stack.enter_context(self._eraser.attach(self._pipe, sae=_sae(self._eraser, settings)))
+            sae = _sae(self._eraser, self._settings(entry))
+            self._stack.enter_context(self._eraser.attach(self._pipe, sae=sae))
             self._attached = unit
         return self._eraser
 

@@ -35,7 +35,7 @@ def work(
         run: The run.
         suite: Its suite.
         load: Returns the pipeline; called only if there is work in this process.
-        defaults: Settings of each method on this machine, such as the path of its SAE.
+        defaults: By the run's row, settings on this machine that its label does not give, such as the path of an SAE.
         progress: Called with the number of pictures, or fraction of one, that were completed since its last call.
         opening: Loads what workers of other engines need; it is pickled.
         engine: Where to work (`excise.engine.run`); by default in this process, or in `workers` processes.
