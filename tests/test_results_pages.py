@@ -70,8 +70,8 @@ def test_a_method_on_some_of_the_frozen_concepts_is_compared_on_those() -> None:
     results |= {"methods": {**whole, "uce": {**whole["snce"], "concepts": some}}, "float32": {}}
     page = frozen.page(results)
     assert "## On all 16 concepts" in page and "## Both precisions" not in page
-    assert "## Every method, on 3 of 16 concepts" in page and "In float32: bomb, strawberry, trumpet." in page
-    first, second = page.split("## Every method")
+    assert "## SNCE and its peers, on 3 of 16 concepts" in page and "In float32: bomb, strawberry, trumpet." in page
+    first, second = page.split("## SNCE and its peers")
     assert "| uce | 100.0" not in first and "| uce | 100.0 (86.2 to 100.0), 24 |" in second
 
 

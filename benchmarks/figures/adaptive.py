@@ -75,6 +75,13 @@ def page(results: Mapping[str, Any]) -> str:
     """Return the page."""
     concepts = results["concepts"]
     rows = {name: by_gradient(found) for name, found in concepts.items()}
+    alike = ("exact", "straight-through", "soft")
+    found = [
+        {row["prompt"] for row in some}
+        for own in rows.values()
+        for some in zip(*(own[one] for one in alike), strict=True)
+    ]
+    same, every = sum(len(prompts) == 1 for prompts in found), len(found)
     lines = [
         "# The gate under attack",
         "",
@@ -83,10 +90,11 @@ def page(results: Mapping[str, Any]) -> str:
         f"prompts each. P4D's search ({BUDGET.length} tokens, {BUDGET.iterations} iterations, {BUDGET.batch} noised",
         "pictures) with the gate's own gradient (exact), a loss that closes the gate (hinge), the gradient of",
         "an open gate (straight-through), and that of a sigmoid instead of its step (soft, BPDA). While the gate",
-        "stays open, the last two search as exact does. Per cent, with the 95 % interval of the mean over concepts (a",
-        "bootstrap over concepts, widened to Wilson's over all prompts if they agree). The last row takes, for each",
-        "prompt, the search with the smallest loss of the three: it is Canvas's family `adaptive`. The unerased model",
-        "generates the concept from nearly every one of the prompts.",
+        f"stays open, the last two search as exact does: they found the same prompt in {same} of {every} cases. Per",
+        "cent, with the 95 % interval of the mean over concepts (a bootstrap over concepts, widened to Wilson's over",
+        "all prompts if they agree). The last row takes, for each prompt, the search with the smallest loss of the",
+        "three: it is Canvas's family `adaptive`. Every prompt counts, whether or not the unerased model generates the",
+        "concept from it.",
         "",
         "| gradient | target generated | by either judge | gate left closed | prompts |",
         "|---|---|---|---|---|",

@@ -253,7 +253,7 @@ def page(results: Mapping[str, Any]) -> str:
         "# Choosing SNCE's margin",
         "",
         f"{in_words(results, COMMAND)}.",
-        f"On the tuning concepts ({', '.join(results['concepts'])}), which no other page reports.",
+        f"On the tuning concepts ({', '.join(results['concepts'])}), which no comparison of methods reports.",
         "Per cent, with Wilson's 95 % intervals, of the prompts from which the unerased model generates the concept",
         "(near synonyms: their own object, which is lost if it is no longer recognised). `captions` are prompts with",
         "the concept's name, or a description of it. `words` are those of the vocabulary that come nearest to the",
@@ -282,6 +282,7 @@ def page(results: Mapping[str, Any]) -> str:
             "",
             f"The default is {SNCEConfig().margin:g}, the smallest: it loses at most one in ten of the nearest",
             "synonyms, and every step up lets more of the concept's own words through than it saves of other objects'.",
+            "Concepts that had no part in this lose more of them ([frozen.md](frozen.md), others' synonyms kept).",
             *(other_ways(results) if "others" in results else ()),
             "",
         ]

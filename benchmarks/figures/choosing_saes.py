@@ -139,9 +139,10 @@ def page(results: Mapping[str, Any]) -> str:
     lines += [
         "",
         "The bundled SAE's shape is encoder.layers.5-x8-k8. It is the second worst here by *erased*, and was chosen",
-        "before these figures, on other objects ([decision 20](../decisions/0020-wide-sparse-sae.md)). Most of these",
-        "concepts are reported elsewhere, so they may not choose another one. *erased* counts few pictures: a concept",
-        f"has {CANVAS['prompts']} prompts a family.",
+        "before these figures, on nine objects, one of them also here, cow",
+        "([decision 20](../decisions/0020-wide-sparse-sae.md)). Most of these concepts are reported elsewhere, so they",
+        "may not choose another one. *erased* counts few pictures: a concept has",
+        f"{CANVAS['prompts']} prompts a family.",
         "",
         "## Does it predict?",
         "Spearman's correlation of each metric with *erased* over the SAEs, within each concept: the mean over",

@@ -36,9 +36,9 @@ def head(name: str, heads: Mapping[str, str]) -> str:
 
 
 def verdict(rows: Rows, names: Iterable[str], heads: Mapping[str, str], ours: str = "snce") -> list[str]:
-    """Return a paragraph: where `ours` is the best of all methods, and where another is, and which.
+    """Return a paragraph: where `ours` has the best value of all methods, and where another has, and which.
 
-    Nothing if there is no other method.
+    Figures in which all are equal are left out. Nothing if there is no other method.
     """
     found: dict[str, list[str]] = {"alone": [], "shared": [], "other": []}
     for name in names:
@@ -47,7 +47,7 @@ def verdict(rows: Rows, names: Iterable[str], heads: Mapping[str, str], ours: st
             for label, own in rows.items()
             if label != BASELINE and (own["figures"].get(name) or {}).get("value") is not None
         }
-        if ours not in values or len(values) < 2:
+        if ours not in values or len(set(values.values())) < 2:
             continue
         top = (min if less_is_better(name) else max)(values.values())
         leads = [label for label, value in values.items() if value == top]
@@ -63,7 +63,7 @@ def verdict(rows: Rows, names: Iterable[str], heads: Mapping[str, str], ours: st
     alone, shared, other = ("; ".join(titles) or "none" for titles in found.values())
     return [
         "",
-        f"{ours} is alone in front in: {alone}. It shares the front in: {shared}.",
+        f"By the values alone, {ours} is in front in: {alone}. It shares the front in: {shared}.",
         f"Others are in front in: {other}.",
     ]
 

@@ -197,8 +197,9 @@ def page(results: Mapping[str, Any]) -> str:
     """Return the page: the floors, and every eraser's figures with whether it passes."""
     lines = [
         *("# Floors of verify", "", f"{drawn_by(results)}, then with `--part confirm`.", ""),
-        f"Floors are half of the least value of honest erasers of {' and '.join(TUNED_ON)}. Share, cosine and lead",
-        "are explained in [what verify proves](../explanation/verify.md). An eraser passes if all three reach them.",
+        f"Floors are half of the least value of honest erasers of {' and '.join(TUNED_ON)}; all edits of a denoiser",
+        "have the same floors of share and cosine. Share, cosine and lead are explained in",
+        "[what verify proves](../explanation/verify.md). An eraser passes if all three reach them.",
         f"{len(results['tune'] + results['confirm'])} erasers are measured; another call measures what is missing.",
         "",
         "| edits | share | cosine | lead | share in use | cosine in use | lead in use |",

@@ -93,7 +93,7 @@ def page(results: Mapping[str, Any]) -> str:
     if len(finished(results, rows)) < len(rows) and shared:
         lines += [
             "",
-            f"## Every method, on {len(shared)} of {len(results['concepts'])} concepts",
+            f"## SNCE and its peers, on {len(shared)} of {len(results['concepts'])} concepts",
             "The methods are drawn a concept at a time, in an order fixed before.",
             drawn_in(restricted(rows, shared)),
             *tables(restricted(rows, shared), results["settings"], "#"),
@@ -186,11 +186,12 @@ def tables(rows: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any], d
     return [
         *lines,
         "Share of prompts that still generate the target, of those from which the unerased model generates it; `asr`",
-        f"is the mean over the attacks by wording and Ring-A-Bell. unlearn-diff and p4d search {prefix['iterations']}",
+        "is the mean over misspelling, language, description, weighted, repetition, distractor and Ring-A-Bell.",
+        f"unlearn-diff and p4d search {prefix['iterations']}",
         f"iterations with {prefix['batch']} noised pictures, inversion {inversion['iterations']} with",
         f"{inversion['batch']}. `vocabulary` counts the words that the eraser misses most, `vocabulary_unerased` the",
         "same words by the unerased model. Only concepts count that the unerased model generates often enough;",
-        "`concepts` says how many.",
+        "`concepts` says how many. Inversion learns one word a concept, and counts the pictures drawn with it.",
         "",
         f"| | concepts | {' | '.join(rows)} |",
         "|---" * (len(rows) + 2) + "|",

@@ -132,8 +132,9 @@ def page(results: Mapping[str, Any]) -> str:
     new = fmean(row["without"] for row in over[default])
     lines += [
         "",
-        f"At the default, {100 * float(default):g} %, the gate opens for {100 * new:.2g} % of new pictures without",
-        "the concept.",
+        f"At the default, {100 * float(default):g} %, the gate opens for {100 * new:.2g} % of pictures without the",
+        "concept that had no part in calibrating it, of the same kinds of prompts. [frozen.md](frozen.md) has the",
+        "share of other pictures in which it does not (unrelated identical).",
     ]
     return "\n".join([*lines, ""])
 

@@ -47,13 +47,15 @@ def page(results: Mapping[str, Any]) -> str:
         f"`{results['command']}`.",
         "",
         "## Choosing settings",
-        f"We tried four settings of each method on {', '.join(TUNED_ON)}, which are in no other table. If the best one",
-        "was at an edge, or the four did equally well, we tried four more (for RECE eight more, because UCE's word in",
-        "the concept's place had mattered most). SNCE's defaults, and the SAEs that SNCE, ItD and Concept Steerers",
-        "share, were chosen earlier, on up to ten tuning concepts ([bench](../how-to/bench.md)). The setting with the",
-        "best mean of UA, IRA and CRA, the latter two as ratios to none's, is chosen, in bold. Trained methods are",
-        "trained for a minute or two, less than their papers train Stable Diffusion. Seconds are from processes that",
-        f"ran at the same time. {'; '.join(results['by']['tuning'])}.",
+        f"We tried four settings of each method on {', '.join(TUNED_ON)}, which no comparison of methods reports. If",
+        "the best one was at an edge, or the four did equally well, we tried four more (for RECE eight more, because",
+        "UCE's word in the concept's place had mattered most). SNCE's defaults were chosen earlier, on up to ten",
+        "tuning concepts, and the shape of the SAEs that SNCE, ItD and Concept Steerers share on nine objects: one of",
+        "them, cow, is in Canvas's standard size ([bench](../how-to/bench.md)). The setting with the best mean of UA,",
+        "IRA and CRA, the latter two as ratios to none's, is chosen, in bold; ties go to more identical pictures, then",
+        "to mixed, then to the setting that was tried first. Trained methods are trained for a minute or two, less",
+        "than their papers train Stable Diffusion. Seconds are from processes that ran at the same time.",
+        f"{'; '.join(results['by']['tuning'])}.",
         "In brackets: the number of pictures, for mixed at most. Few pictures choose coarsely: Wilson's 95 % interval",
         f"of 100.0 over {counts['ua']} pictures begins at {100 * low:.1f}.",
         "",
@@ -138,7 +140,7 @@ def _table(results: Mapping[str, Any]) -> list[str]:
 
 NO_PAIRS = [
     "The values of single concepts were not kept, so these differences cannot be tested in pairs; the next run keeps",
-    "them. [frozen.md](frozen.md) tests those of the best peers.",
+    "them. [frozen.md](frozen.md) pairs those of the best peers.",
 ]
 
 
@@ -189,7 +191,7 @@ def _attacks(rows: Mapping[str, Mapping[str, Any]], concepts: int) -> list[str]:
     if few:
         lines += [
             f"{' and '.join(key[4:] for key in few)} were run on {prompts} prompts, too few for a figure: see",
-            f"[frozen.md](frozen.md), which has {LEAST} of each.",
+            "[frozen.md](frozen.md), which has two of each a concept.",
         ]
     tested = {key: rows[BASELINE]["figures"].get(key, {}).get("n", 0) for key in families}
     heads = {key: f"{key[4:]} ({n} of {concepts} concepts)" for key, n in tested.items()}

@@ -143,6 +143,11 @@ def page(results: Mapping[str, Any]) -> str:
         "interval of the mean over concepts (a bootstrap over concepts, widened to Wilson's over all prompts if they",
         "agree), and the number of prompts. 0 is best.",
         *(
+            ["esd-x ran with η = 1, and with the learning rate that was chosen with η = 2."]
+            if "esd-x" in methods
+            else []
+        ),
+        *(
             (
                 "Of leakage: per cent of prompts whose other object takes on the concept's colours, of those from",
                 "which the unerased model draws both in their own",

@@ -214,7 +214,8 @@ def page(results: Mapping[str, Any]) -> str:
         "",
         f"{in_words(results, COMMAND)}.",
         "SNCE in per cent with 95 % intervals (a bootstrap over concepts, widened to Wilson's over all pictures where",
-        "it is too narrow). `default` turns the neuron down; `nothing` is `--replace-with nothing`, and WORD is",
+        "it is too narrow) and the number of pictures or prompts.",
+        "`default` turns the neuron down; `nothing` is `--replace-with nothing`, and WORD is",
         "another of the concepts. λ is 1, or 1.25, the default, which was chosen on the tuning concepts (drawn with",
         "λ = 1 and the eraser attached with strength 1.25, which is the same product). Pictures count if the unerased",
         "model draws the concept. It is gone if neither judge sees it; the next three columns, and the share that",
@@ -227,10 +228,10 @@ def page(results: Mapping[str, Any]) -> str:
         "Prompts of a dog, a horse, a bus and a frog, from the same seeds: unerased, by the default, with nothing,",
         "and with an apple in their place (`--strip`).",
         "",
-        "Turned down, the neuron leaves neither an object nor an empty scene in most pictures. Moved to",
-        "the states without the concept, with λ = 1.25, nearly all are empty scenes whose rest is as it was; one",
-        "picture in six with a second object is still wrong, about as by default. Moved to another word, that object",
-        "stands there, and less of the rest is kept.",
+        "On the tuning concepts, turned down, the neuron leaves neither an object nor an empty scene in most pictures.",
+        "Moved to the states without the concept, with λ = 1.25, nearly all are empty scenes whose rest is as it was;",
+        "one picture in six with a second object is still wrong, about as by default. Moved to another word, that",
+        "object stands there, and less of the rest is kept.",
     ]
     return "\n".join([*lines, ""])
 
@@ -297,7 +298,7 @@ def said(distances: Mapping[str, str]) -> list[str]:
 def cell(key: str, by_concept: Sequence[Sequence[Any]]) -> str:
     """Return a figure over all concepts."""
     over = mean_over if key == "outside_kept" else share_over
-    return in_percent(over(by_concept).to_json())
+    return f"{in_percent(over(by_concept).to_json())}, {sum(map(len, by_concept))}"
 
 
 def short(row: Mapping[str, Sequence[Any]]) -> str:

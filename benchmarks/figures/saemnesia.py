@@ -359,8 +359,8 @@ def _tuning_page(run: Mapping[str, Any]) -> list[str]:
     published = PUBLISHED["SAEuron"] * every
     lines = [
         "## Choosing settings",
-        f"On {', '.join(run['concepts'])}, which are in no other table; one setting for all concepts. Per cent,",
-        "with the 95 % interval of the mean over concepts and the number of pictures.",
+        f"On {', '.join(run['concepts'])}, which no comparison of methods reports; one setting for all concepts.",
+        "Per cent, with the 95 % interval of the mean over concepts and the number of pictures.",
         "",
         f"| | {' | '.join(columns)} |",
         "|---" * (len(columns) + 1) + "|",

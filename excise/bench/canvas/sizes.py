@@ -5,7 +5,7 @@ from __future__ import annotations
 from excise.reference.world import OBJECTS, STYLES
 
 TUNING = ("dog", "apple", "bus", "horse", "frog", "skull", "monkey", "rabbit", "pastel", "bold")
-"""Concepts that settings are tuned on. Reported means never include them."""
+"""Concepts that settings are tuned on. No size reports any of them."""
 FROZEN = (
     "bomb", "syringe", "pig", "panda", "banana", "strawberry", "hamburger", "car", "house", "sunflower", "trumpet",
     "heart", "star", "umbrella", "glossy", "outlined",

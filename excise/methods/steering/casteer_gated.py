@@ -3,8 +3,8 @@
     h ← h - β max(⟨s, h⟩, 0) s   once ⟨s, h⟩ > τ at some cross-attention, step and patch of the picture
 
 The direction s, for each cross-attention and step, is CASteer's (Gaintseva et al., ICLR 2026; see `casteer`). The
-gate is Excise's own. It looks at the picture, not at the prompt, so a prompt that was found by an attack opens it as
-well as the concept's name does; and a picture whose gate stays shut keeps every bit.
+gate is Excise's own. It looks at the picture, not at the prompt, so a prompt in which no word gives the concept away
+opens it too, if the picture comes to show the concept; and a picture whose gate stays shut keeps every bit.
 
 The thresholds come from pictures of prompts without the concept. Let m be a picture's maximum of ⟨s, h⟩ over patches,
 at one cross-attention and step, and a the 99 % quantile of m over pictures. A picture's ratio is its greatest m / a
