@@ -101,20 +101,22 @@ def test_a_difference_that_may_be_chance_makes_no_method_better(figure: str, les
 
 def test_the_markdown_says_who_is_in_front() -> None:
     rows = {
-        "none": method(ua=[0.0] * 7, asr=[1.0] * 7),
-        "snce": method(ua=[1.0] * 7, asr=[0.5] * 7),
-        "b": method(ua=[1.0] * 7, asr=[0.0] * 7),
+        "none": method(ua=[0.0] * 7, asr=[1.0] * 7, mixed=[0.0] * 7, ira=[1.0] * 7),
+        "snce": method(ua=[1.0] * 7, asr=[0.5] * 7, mixed=[1.0] * 7, ira=[1.0] * 7),
+        "b": method(ua=[1.0] * 7, asr=[0.0] * 7, mixed=[1.0] * 7, ira=[0.5] * 7),
+        "c": method(ua=[0.5] * 7, asr=[0.5] * 7, mixed=[1.0] * 7, ira=[0.5] * 7),
     }
-    heads = {"ua": "gone", "asr": "attacked"}
+    heads = {"ua": "gone", "asr": "attacked", "mixed": "partner kept", "ira": "others kept"}
     assert markdown.verdict(rows, heads, heads) == [
         "",
-        "snce is alone in front in: none. It shares the front in: gone.",
+        "By the values alone, snce is in front in: others kept. It shares the front in: gone.",
         "Others are in front in: attacked (b).",
-    ]
+    ], "no method is in front where all are equal"
     assert markdown.verdict({"none": rows["none"], "snce": rows["snce"]}, heads, heads) == []
     table = markdown.differences(rows, heads, heads)
     assert "| b | gone | +0.0 | 7 | 1 |  |" in table
-    assert f"| b | attacked | -50.0 | 7 | {2 * 2 / 2**7:.2g} | b is better |" in table
+    table = markdown.differences({name: rows[name] for name in ("none", "snce", "b")}, ["asr"], heads)
+    assert f"| b | attacked | -50.0 | 7 | {2 / 2**7:.2g} | b is better |" in table
 
 
 def test_an_interval_without_width_becomes_wilsons_over_the_pictures() -> None:

@@ -56,7 +56,7 @@ def test_the_page_says_who_is_in_front_and_what_is_more_than_chance() -> None:
     assert f"In float32: {names[0]}. In bfloat16: {', '.join(names[1:])}." in page
     assert "| snce | 1 in float32, 7 in bfloat16 |" in page
     assert ", 32 |" in page  # the number of pictures
-    assert "snce is alone in front in: target gone." in page
+    assert "By the values alone, snce is in front in: target gone." in page
     assert "Others are in front in: p4d (uce)." in page  # the share that is still generated: less is better
     p = 2 * sign_flip([-0.25] * 8)  # two tests
     assert f"| uce | target gone | -25.0 | 8 | {p:.2g} | snce is better |" in page
