@@ -478,8 +478,8 @@ In short runs, the process's constant cost dominates.
 NOT_MEASURED = """\
 ## Not measured
 
-No GPU was available when these scripts were written, so CUDA graphs were not tried. Every script except `scaling.py`
-and `profiling.py` takes `--device cuda`.
+Nothing on this page was timed on a GPU, and CUDA graphs were not tried. Every script except `scaling.py` and
+`profiling.py` takes `--device cuda`.
 """
 
 
