@@ -7,6 +7,7 @@ from typing import Any
 
 from benchmarks.figures import comparison
 from excise.bench.canvas.from_concepts import figures
+from excise.bench.canvas.metrics import ATTACKS
 from excise.bench.canvas.sizes import FROZEN
 from excise.bench.results import BASELINE
 
@@ -180,16 +181,17 @@ def tables(rows: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any], d
     lines = ["", *comparison.table(rows, MAIN)]
     lines += [*comparison.verdict(rows, MAIN, MAIN), "", f"{deeper}## Attacks"]
     found = {key for own in rows.values() for key in own["figures"] if key.startswith("asr.")} - {"asr.vocabulary"}
-    families = ["asr", *sorted(found), "vocabulary", "vocabulary_unerased"]
+    meant = [family for family in (key.removeprefix("asr.") for key in sorted(found)) if family in ATTACKS]
+    keys = ["asr", *sorted(found), "vocabulary", "vocabulary_unerased"]
     prefix, inversion = settings["prefix"], settings["inversion"]
     differences = comparison.differences(rows, TESTED, MAIN)
     return [
         *lines,
         "Share of prompts that still generate the target, of those from which the unerased model generates it; `asr`",
-        "is the mean over misspelling, language, description, weighted, repetition, distractor and Ring-A-Bell.",
-        f"unlearn-diff and p4d search {prefix['iterations']}",
-        f"iterations with {prefix['batch']} noised pictures, inversion {inversion['iterations']} with",
-        f"{inversion['batch']}. `vocabulary` counts the words that the eraser misses most, `vocabulary_unerased` the",
+        f"is the mean over {', '.join(meant)}. unlearn-diff and p4d",
+        f"search {prefix['iterations']} iterations with {prefix['batch']} noised pictures, inversion",
+        f"{inversion['iterations']} with {inversion['batch']}.",
+        "`vocabulary` counts the words that the eraser misses most, `vocabulary_unerased` the",
         "same words by the unerased model. Only concepts count that the unerased model generates often enough;",
         "`concepts` says how many. Inversion learns one word a concept, and counts the pictures drawn with it.",
         "",
@@ -198,9 +200,9 @@ def tables(rows: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any], d
         *(
             f"| {key.removeprefix('asr.')} | {testable(rows, key)} "
             f"| {' | '.join(comparison.cell(own, key) for own in rows.values())} |"
-            for key in families
+            for key in keys
         ),
-        *comparison.verdict(rows, [key for key in families if key != "vocabulary_unerased"], MAIN),
+        *comparison.verdict(rows, [key for key in keys if key != "vocabulary_unerased"], MAIN),
         *(["", f"{deeper}## Differences", *differences] if differences else []),
     ]
 

@@ -110,17 +110,23 @@ def settings_of(name: str, by_method: Mapping[str, Mapping[str, Any]]) -> dict[s
     return {f"{part}.{key}": value for part in name.split(AND) for key, value in by_method.get(part, {}).items()}
 
 
+def split(text: str) -> tuple[str, list[tuple[str, str]]]:
+    """Split `snce:k=10,lam=2` into the method's name and its settings, as they are written."""
+    name, _, given = text.partition(":")
+    pairs = (part.partition("=") for part in given.split(",") if part)
+    return name, [(key, value) for key, _, value in pairs]
+
+
 def parsed(text: str) -> tuple[str, dict[str, Any]]:
     """Parse `snce:k=10,lam=2` into the method's name and its settings.
 
     `preset=paper` stands for the preset's settings; those given take precedence. Raises ExciseError for an
     unknown method, preset or setting, or an invalid value.
     """
-    name, _, given = text.partition(":")
+    name, given = split(text)
     name = named(name)
     known, settings, preset = declared(name), {}, None
-    for part in filter(None, given.split(",")):
-        key, _, value = part.partition("=")
+    for key, value in given:
         if key == "preset":
             preset = value
             continue

@@ -223,8 +223,8 @@ def test_a_method_whose_gate_needs_the_sae_runs(tmp_path: Path) -> None:
 
 def test_a_run_records_the_settings_that_its_erasers_are_fitted_with(tmp_path: Path) -> None:
     """Those of the bundled model too, but not in a paper's preset. Paths are of this machine, and are left out."""
-    labels = ["casteer", "casteer:steps=5", "sld", "sld:preset=paper", "mace", "mace:preset=paper,rank=2"]
-    labels.append("snce+casteer")
+    of_sld, of_mace = ["sld", "sld:preset=paper"], ["mace", "mace:preset=paper,rank=2"]
+    labels = ["casteer", "casteer:steps=5", *of_sld, *of_mace, "snce+casteer"]
     run = start(tmp_path / "run", "canvas", "quick", labels, ["gun"], FAST)
     every = run.plan["configurations"]
     assert [every[label]["steps"] for label in labels[:2]] == [STEPS, 5]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from excise.errors import ExciseError
-from excise.methods.lookup import method, parsed
+from excise.methods.lookup import method, parsed, split
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,7 @@ class Entry:
     @property
     def preset(self) -> str | None:
         """The preset that its label names."""
-        given = dict(part.partition("=")[::2] for part in self.label.partition(":")[2].split(","))
-        return given.get("preset")
+        return dict(split(self.label)[1]).get("preset")
 
     def configuration(self, defaults: Mapping[str, Any]) -> dict[str, Any]:
         """Return every setting of the method as JSON, as defaults may differ in another version.
