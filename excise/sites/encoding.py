@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ def encode_prompt(
 ) -> Any:
     """Return the result of the pipeline's `encode_prompt`, by default without the unconditional branch.
 
+    Prompts are encoded as for an image (see `defaults`).
+
     Args:
         pipe: The pipeline.
         prompt: A prompt, or several.
@@ -33,16 +36,35 @@ def encode_prompt(
     """
     if not callable(getattr(pipe, "encode_prompt", None)):
         raise WrongModel(f"{type(pipe).__name__} has no encode_prompt; wrap its encoder in excise.TextEncoding")
-    known = inspect.signature(as_diffusers(pipe).encode_prompt).parameters
-    wanted: dict[str, Any] = {
-        name: None for name, p in known.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD
+    takes = defaults(pipe)
+    several = not isinstance(prompt, str)
+    given = {
+        "prompt": list(prompt) if several else prompt,  # a copy, since some pipelines write their template into it
+        "device": device or device_of(pipe),
+        "do_classifier_free_guidance": guidance,
+        "batch_size": len(prompt) if several else 1,
+        "num_images_per_prompt": 1,
+        "num_videos_per_prompt": 1,
     }
-    # A copy, since some pipelines write their template into the given list.
-    texts = prompt if isinstance(prompt, str) else list(prompt)
-    wanted |= {"prompt": texts, "device": device or device_of(pipe), "do_classifier_free_guidance": guidance}
-    wanted |= {"batch_size": 1 if isinstance(prompt, str) else len(prompt)}
-    wanted |= {"num_images_per_prompt": 1, "num_videos_per_prompt": 1}
-    return as_diffusers(pipe).encode_prompt(**{name: value for name, value in wanted.items() if name in known})
+    return as_diffusers(pipe).encode_prompt(**takes | {name: value for name, value in given.items() if name in takes})
+
+
+def defaults(pipe: Pipeline) -> dict[str, Any]:
+    """Return what an image's call gives each parameter of `encode_prompt` by default; None where there is no default.
+
+    The call's own default counts: Sana's has an instruction that comes before each prompt, and Wan's reads 512 tokens,
+    where their `encode_prompt` alone has none and reads 226.
+    """
+    call = inspect.signature(type(pipe).__call__).parameters
+    known = inspect.signature(as_diffusers(pipe).encode_prompt).parameters
+    found = {
+        name: next((p.default for p in (call.get(name, own), own) if p.default is not p.empty), None)
+        for name, own in known.items()
+        if own.default is not own.empty or own.kind is own.POSITIONAL_OR_KEYWORD
+    }
+    if "clean_caption" in found and not (find_spec("bs4") and find_spec("ftfy")):
+        found["clean_caption"] = False  # as diffusers sets it then, with a warning each time
+    return found
 
 
 def device_of(pipe: Pipeline) -> torch.device:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 import warnings
 from collections.abc import Iterable
@@ -10,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
-from excise.pipeline import Pipeline, as_diffusers
+from excise.pipeline import Pipeline
+from excise.sites.encoding import defaults
 from excise.sites.language import LanguageModel
 from excise.sites.locking import own_copy
 from excise.sites.site import encoder_of, text_encoders, tokenizer_of
@@ -125,9 +125,7 @@ def _limit(pipe: Pipeline, component: str) -> int | None:
     positions = getattr(getattr(encoder, "config", None), "max_position_embeddings", None)
     longest = min(int(tokenizer.model_max_length), int(positions or tokenizer.model_max_length))
     if not type(encoder).__name__.startswith("CLIPText") and callable(getattr(pipe, "encode_prompt", None)):
-        limit = inspect.signature(as_diffusers(pipe).encode_prompt).parameters.get("max_sequence_length")
-        if limit is not None and isinstance(limit.default, int):
-            longest = min(longest, limit.default)
+        longest = min(longest, defaults(pipe).get("max_sequence_length") or longest)
     return longest if longest < _NO_LIMIT else None
 
 

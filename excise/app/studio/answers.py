@@ -7,6 +7,7 @@ import inspect
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,14 @@ def enlarged(picture: Pixels) -> Pixels:
 def png_of(picture: Pixels) -> bytes:
     """Return a picture as PNG, at its own size: the page enlarges it."""
     return png(picture)
+
+
+def offered(button: Any, file: Path) -> Any:
+    """Return the update that shows a button to download the file, which stays until the studio closes."""
+    import gradio as gr
+
+    button.keep_in_cache.add(str(file))  # gradio deletes other files after `CACHE_SECONDS`
+    return gr.update(value=str(file), visible=True)
 
 
 def refusal(error: Exception) -> str:

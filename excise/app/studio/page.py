@@ -15,7 +15,7 @@ from excise.app.studio.tabs import audit, compare, erase, find, neurons, untouch
 QUEUE = 8
 """Visitors' requests that may wait; more are refused. One is worked on at a time."""
 CACHE_SECONDS = 600
-"""Age at which files of pictures are deleted; the page has shown them by then."""
+"""Age at which files of pictures are deleted; the page has shown them by then. Downloads stay."""
 TABS = {
     "Erase": erase.tab,
     "What it leaves alone": untouched.tab,

@@ -17,6 +17,8 @@ from excise.interruption import surviving
 HOST = "127.0.0.1"
 NAMES = [HOST, "localhost"]
 """Host names that a request may be for, and come from: a page of another site cannot use the visitor's browser."""
+SECONDS_TO_CLOSE = 2
+"""Seconds that answers have to end when the studio closes: an open page listens to it without end."""
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; worker-src 'self' blob:; font-src 'self' data:; frame-ancestors 'none'; "
@@ -88,7 +90,14 @@ def server_of(studio: Studio) -> Any:
     import uvicorn
 
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL + 1)  # its tracebacks could quote a prompt
-    return uvicorn.Server(uvicorn.Config(application(studio), log_config=None, access_log=False, server_header=False))
+    config = uvicorn.Config(
+        application(studio),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=SECONDS_TO_CLOSE,
+    )
+    return uvicorn.Server(config)
 
 
 def serve(studio: Studio, listener: socket.socket, opened: Callable[[str], None]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import re
 from collections import deque
@@ -18,8 +17,9 @@ from excise.erasers.artefact.weight_digest import CANONICAL, DIRECT, HALF, VIA_H
 from excise.erasers.guard.weights_watch import kept_elsewhere, named_denoisers
 from excise.errors import ExciseError
 from excise.files import open_regular
-from excise.pipeline import Pipeline, as_diffusers
+from excise.pipeline import Pipeline
 from excise.sites.denoiser import denoiser_of
+from excise.sites.encoding import defaults
 from excise.sites.locking import own_copy
 from excise.sites.site import text_encoders, tokenizer_of
 
@@ -138,10 +138,10 @@ def _lengths(pipe: Pipeline, encoders: dict[str, nn.Module]) -> dict[str, int]:
 
     T5 reads in both directions and most pipelines do not mask the padding, so every state depends on this number.
     """
-    default = inspect.signature(as_diffusers(pipe).encode_prompt).parameters.get("max_sequence_length")
-    if default is None or type(default.default) is not int:
+    length = defaults(pipe).get("max_sequence_length")
+    if length is None:
         return {}
-    return {name: default.default for name, encoder in encoders.items() if "shared.weight" in encoder.state_dict()}
+    return {name: length for name, encoder in encoders.items() if "shared.weight" in encoder.state_dict()}
 
 
 def _files(source: str, components: list[str]) -> dict[str, str]:

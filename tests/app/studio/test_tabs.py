@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from excise.app.studio.answers import html
+from excise.app.studio.answers import html, offered
 from excise.app.studio.tabs import audit, find, untouched
 from excise.concepts.concept import mentioned
 from excise.errors import InvalidSetting
@@ -71,3 +71,23 @@ def test_a_ranking_is_a_table_with_warnings() -> None:
     made = html("ranking", found)
     assert "&lt;i&gt;gun" in made and "a warning" in made and "25.0 %" in made and "structural" in made
     assert "<td>–</td>" in made and '<td class="words">&lt;b&gt;</td>' in made
+
+
+def test_a_download_stays_while_gradio_deletes_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The button stays on the page, so what it offers does."""
+    gr = pytest.importorskip("gradio")
+    from gradio.processing_utils import move_files_to_cache
+    from gradio.route_utils import delete_files_created_by_app
+
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    with gr.Blocks() as page:
+        button, picture = gr.DownloadButton(), gr.File()
+    report, shown = tmp_path / "audit.html", tmp_path / "shown.png"
+    for file, part in ((report, button), (shown, picture)):
+        file.write_text("made by the studio")
+        move_files_to_cache(
+            {"path": str(file), "meta": {"_type": "gradio.FileData"}}, part, postprocess=True, keep_in_cache=False
+        )
+    assert offered(button, report)["value"] == str(report)
+    delete_files_created_by_app(page, None)
+    assert report.exists() and not shown.exists()

@@ -12,7 +12,7 @@ from excise.app.audit.audit import Plan
 from excise.app.audit.inputs import benign_prompts, concept_of, saes_of, words_for
 from excise.app.audit.page import OUTCOMES
 from excise.app.audit.page import render as render_page
-from excise.app.studio.answers import ON_MODEL, Answer, guarded, html
+from excise.app.studio.answers import ON_MODEL, Answer, guarded, html, offered
 from excise.app.studio.choosing import Choice
 from excise.app.studio.studio import Studio
 from excise.errors import InvalidSetting
@@ -106,7 +106,7 @@ def tab(studio: Studio, choice: Choice, page: gr.Blocks) -> None:
         write_atomic(file, render_page(found, studio.device))
         return {
             flags: html("audit", found, OUTCOMES, PASSED, TOP),
-            whole: gr.update(value=str(file), visible=True),
+            whole: offered(whole, file),
         }
 
     go.click(

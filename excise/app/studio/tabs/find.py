@@ -12,7 +12,7 @@ import gradio as gr
 
 from excise.app.erase.finding import Findings, find_neurons, fit_eraser, settings
 from excise.app.models.resolve import KINDS, concept_named
-from excise.app.studio.answers import ON_MODEL, Answer, guarded, html
+from excise.app.studio.answers import ON_MODEL, Answer, guarded, html, offered
 from excise.app.studio.choosing import Choice
 from excise.app.studio.studio import Candidate, Studio, checked_prompt
 from excise.concepts import names as known_concepts
@@ -86,7 +86,7 @@ def tab(studio: Studio, choice: Choice, page: gr.Blocks) -> None:
         return {
             ranking: html("ranking", found),
             result: html("made", name, eraser, how),
-            download: gr.update(value=str(_zipped(folder)), visible=True),
+            download: offered(download, _zipped(folder)),
             choice.made: everyone,
             **choice.updated(everyone, name),
         }
