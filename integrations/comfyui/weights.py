@@ -17,7 +17,7 @@ from .layouts import LAYER, name_of, parts_of
 
 _PROJECTION = "text_projection.weight"
 BYPASS = "bypass_lora"
-"""Key of the injection that runs a LoRA beside the weights, without changing them."""
+"""Key of the injection that adds a LoRA to what layers return, without a change of their weights."""
 INSIDE = ".transformer."
 """What the names of an encoder's layers and weights contain."""
 SAMPLES = 16
@@ -87,7 +87,7 @@ def digest(patcher: Any, part: Any, naming: Any, projected: bool, layers: int | 
 
 
 def changed_by_others(patcher: Any, own: Mapping[str, int], is_own: Callable[[str], bool]) -> str:
-    """Return who else changes a text encoder's weights or layers: "a LoRA", another node, or "" if nobody does.
+    """Return who else changes a text encoder's weights or layers: "a LoRA", another node, or "".
 
     Args:
         patcher: ComfyUI's patcher.

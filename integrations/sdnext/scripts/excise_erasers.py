@@ -145,7 +145,7 @@ if not WHY and not hasattr(prompt_parser_diffusers, "under_excise"):
     parser.under_excise = True
 for video in ("modules.video_models.video_load", "modules.framepack.framepack_load"):
     try:
-        module = importlib.import_module(video)
+        module: Any = importlib.import_module(video)
     except Exception as error:
         print(f"Excise: {video} is not covered, because it cannot be imported: {error}")
         continue
