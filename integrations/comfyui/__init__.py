@@ -12,10 +12,10 @@ try:
     from .nodes import Excise
 
     folders.register()
-    service.start(os.environ.get(service.ENFORCE, ""))
+    service.start(os.environ.get(service.ENFORCE))
 except Exception as error:
     # ComfyUI only logs a node pack that fails to load. Erasers that must be there must not be missing quietly.
-    if os.environ.get("EXCISE_ENFORCE"):
+    if "EXCISE_ENFORCE" in os.environ:
         sys.exit(f"EXCISE_ENFORCE is set, but Excise did not start: {error}")
     raise
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import comfy.utils
 import torch
@@ -21,7 +21,7 @@ from excise.erasers.edits.weights import CopyEdit, PromptScaledEdit, WeightEdit
 from excise.errors import EraserDidNotFire, InvalidSetting, WrongModel
 from excise.sites.denoiser import as_patches, from_patches
 
-from .injection import Wrapped, add_to, check_strength
+from .injection import KEY, Wrapped, add_to, check_strength
 from .weights import own_weight
 
 log = logging.getLogger("excise")
@@ -39,11 +39,12 @@ def applied_to_model(model: Any, eraser: Artefact, strength: float = 1.0, strict
         strict: Refuse other weights than those of the fit.
 
     Raises:
-        ExciseError: The eraser is of another kind, or does not fit the model.
+        ExciseError: The eraser is of another kind, does not fit the model, or edits what another one does.
     """
     check_strength(strength)
     refuse_kinds(eraser)
     names = names_of(model.model)
+    there = model.get_attachment(KEY) or ()
     if not matches(model, eraser, names):
         message = f"eraser {eraser.name!r} was made for another denoiser"
         if strict:
@@ -60,9 +61,35 @@ def applied_to_model(model: Any, eraser: Artefact, strength: float = 1.0, strict
         elif isinstance(edit, BlockEdit | DirectionEdit):
             key = key_of(names, edit.site.path, _ENDINGS)
             blocks.append((key, edit))
+    mine = Placed(eraser.digest, eraser.name, tuple(key for key, _ in blocks))
+    mine.refuse(there)
+    made.set_attachments(KEY, (*there, mine))
     if blocks and strength:
         _inject(made, Blocks(eraser, blocks, strength))
     return made
+
+
+class Placed(NamedTuple):
+    """An eraser on a MODEL, and the blocks that it edits."""
+
+    digest: str
+    name: str
+    blocks: tuple[str, ...]
+
+    def refuse(self, others: tuple[Placed, ...]) -> None:
+        """Raise InvalidSetting if one of `others` is the same eraser, or if a block has two edits.
+
+        Two edits of a block would run one after the other. In diffusers both read what the model made.
+        """
+        if any(self.digest == other.digest for other in others):
+            raise InvalidSetting(f"eraser {self.name!r} is applied twice; set its strength in one node")
+        taken = {key: other.name for other in others for key in other.blocks}
+        for n, key in enumerate(self.blocks):
+            if key in taken or key in self.blocks[:n]:
+                raise InvalidSetting(
+                    f"erasers {taken.get(key, self.name)!r} and {self.name!r} both edit {key}, which ComfyUI cannot do "
+                    "at once; leave one out"
+                )
 
 
 def refuse_kinds(eraser: Artefact) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -14,8 +14,8 @@ from excise.errors import EraserDidNotFire, InvalidSetting
 
 from .injection import KEY, Injection
 
-_STATES = ("cross_attn", "pooled_output")
-"""What a sampler's conditioning holds of a prompt."""
+_STATES = ("cross_attn", "pooled_output", "cross_attn_controlnet", "pooled_output_controlnet")
+"""What a sampler's conditioning holds of a prompt, for the model and for a ControlNet. GLIGEN has more."""
 
 
 def guarded(model: Any, clip: Any) -> Any:
@@ -48,14 +48,29 @@ def check(guider: Any, known: Iterable[KnownVectors], names: str) -> None:
         if branch == "negative" and _pushes_away(guider):
             continue
         for cond in conds:
-            if states := [cond[name] for name in _STATES if isinstance(cond.get(name), Tensor)]:
-                foreign = sum(_foreign(state, ledgers) for state in states)
-                if foreign:
-                    raise EraserDidNotFire(
-                        f"{foreign} text states of the {branch} conditioning were not made by a CLIP with eraser "
-                        f"{names}, or were blended with others after encoding; encode every prompt with the CLIP "
-                        "from Apply Eraser"
-                    )
+            foreign = sum(_foreign(state, ledgers) for state in _states(cond))
+            if foreign:
+                raise EraserDidNotFire(
+                    f"{foreign} text states of the {branch} conditioning were not made by a CLIP with eraser {names}, "
+                    "or were blended with others after encoding, as by ConditioningAverage or a style model; encode "
+                    "every prompt, also a ControlNet's or GLIGEN's, with the CLIP from Apply Eraser"
+                )
+
+
+def _states(cond: Any) -> Iterator[Tensor]:
+    """Iterate over the text states in a conditioning, and in its GLIGEN's boxes."""
+    gligen = cond.get("gligen")
+    for value in (*map(cond.get, _STATES), None if gligen is None else gligen[2]):
+        yield from _tensors(value)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Iterate over the tensors in nested lists and tuples."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _tensors(each)
 
 
 def _pushes_away(guider: Any) -> bool:

@@ -25,6 +25,7 @@ from excise.erasers.hooks.known_vectors import KnownVectors
 from excise.errors import EraserDidNotFire, ExciseError, InvalidSetting, WrongModel
 
 from .layouts import PADDED, module_at, name_of, parts_of, refuse_early
+from .weights import changed_by_others
 
 KEY = "excise"
 """Key of the attachment, and of what is added to a conditioning."""
@@ -57,6 +58,11 @@ def _not_injected(_: Any, clone: Any) -> None:
     clone.is_injected = False
 
 
+def is_own(key: str) -> bool:
+    """Whether a key of a patcher's injections is one of `add_to`."""
+    return key == KEY or key.startswith(f"{KEY}.")
+
+
 @dataclass(frozen=True, eq=False)
 class Applied:
     """An eraser at a strength."""
@@ -64,6 +70,8 @@ class Applied:
     eraser: Artefact
     strength: float
     strict: bool
+    enforced: bool = False
+    """Whether EXCISE_ENFORCE put it there: no node can apply it again or change its strength."""
 
 
 @dataclass
@@ -107,12 +115,12 @@ class Injection:
     """Erasers in a text encoder. All of them read the states that the model made; their changes are summed."""
 
     items: tuple[Applied, ...]
-    known: KnownVectors = field(default_factory=lambda: KnownVectors(share=0.25))
+    known: KnownVectors
     """The states that this encoder has returned."""
     shared: tuple[KnownVectors, ...] = ()
     """Others that must know them too."""
     own_patches: Counter[str] = field(default_factory=Counter)
-    """Number of its erasers' own changes of each weight."""
+    """Number of the erasers' own changes of each weight, without those of strength 0."""
     counts: dict[str, Counts] = field(default_factory=dict)
     """By digest."""
     encoded: int = 0
@@ -163,12 +171,12 @@ class Injection:
         vars(model).setdefault("_excise", []).append((owner, made))
 
     def refuse_patches(self, patcher: Any) -> None:
-        """Raise WrongModel if a LoRA changes the encoder's weights."""
-        if patcher.hook_patches or any(len(made) > self.own_patches[key] for key, made in patcher.patches.items()):
+        """Raise WrongModel if a LoRA or another node changes the encoder's weights or layers."""
+        if what := changed_by_others(patcher, self.own_patches, is_own):
             names = ", ".join(each.eraser.name for each in self.items)
             raise WrongModel(
-                f"a LoRA changes this text encoder, and eraser {names} was not fitted for it; load the LoRA for the "
-                "model only (LoraLoaderModelOnly), or switch strict off"
+                f"{what} changes this text encoder, and eraser {names} was not fitted for it; load a LoRA for the "
+                "model only (LoraLoaderModelOnly), leave other such nodes out, or switch strict off"
             )
 
     def eject(self, patcher: Any) -> None:

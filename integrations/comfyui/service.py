@@ -13,13 +13,14 @@ import comfy.sd
 from aiohttp import web
 from server import PromptServer
 
-from excise.erasers.artefact.files import eraser_folders
+from excise.erasers.artefact.files import every_eraser
 from excise.erasers.artefact.record import Artefact
 from excise.erasers.hooks.known_vectors import KnownVectors
 from excise.errors import ExciseError, NotFound, WrongModel
 
-from .apply import applied
+from .apply import applied, components, refuse_kind
 from .guard import check, guard_every_sampling
+from .layouts import layout_of
 from .weights import differences
 
 ENFORCE = "EXCISE_ENFORCE"
@@ -39,20 +40,18 @@ class Enforced:
     @classmethod
     def of(cls, value: str) -> Enforced:
         """Load every eraser of the folders in `value`. Raise ExciseError if one is bad, or a folder has none."""
-        erasers = [
-            Artefact.load(folder)
-            for root in filter(None, value.split(os.pathsep))
-            for folder in eraser_folders(Path(root))
-        ]
-        if not erasers:
-            raise NotFound(f"{ENFORCE} names no folder; give it a folder of erasers")
-        if without_text := [eraser.name for eraser in erasers if not eraser.text_edits]:
-            raise WrongModel(f"{without_text[0]} edits no text encoder, so it cannot be enforced on every CLIP")
+        if "" in (roots := value.split(os.pathsep)):
+            raise NotFound(f"{ENFORCE} names an empty folder; give it folders of erasers, or unset it")
+        loaded = [Artefact.load(folder) for root in roots for folder in every_eraser(Path(root))]
+        erasers = list({eraser.digest: eraser for eraser in loaded}.values())
+        for eraser in erasers:
+            refuse_kind(eraser)
         return cls(erasers)
 
     def apply(self, clip: Any) -> None:
         """Apply the erasers to a new CLIP, in place. Raise WrongModel if a concept has no eraser for this encoder."""
-        fitting = [eraser for eraser in self.erasers if not differences(clip.patcher, eraser)]
+        there = set(layout_of(clip.patcher.model))
+        fitting = [each for each in self.erasers if components(each) <= there and not differences(clip.patcher, each)]
         if left := sorted(set(self.concepts) - {eraser.concept for eraser in fitting}):
             with self._lock:
                 self.refused += 1
@@ -104,9 +103,9 @@ class Enforced:
         }
 
 
-def start(value: str) -> None:
-    """Enforce the erasers of the folders in `value`, if any, and answer `GET /excise/status`."""
-    enforced = Enforced.of(value) if value else None
+def start(value: str | None) -> None:
+    """Enforce the erasers of the folders in `value`, unless it is None, and answer `GET /excise/status`."""
+    enforced = None if value is None else Enforced.of(value)
     if enforced is not None:
         enforced.install()
     server = getattr(PromptServer, "instance", None)

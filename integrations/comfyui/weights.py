@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import product
+from collections.abc import Callable, Mapping
+from itertools import product, starmap
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -15,6 +16,10 @@ from excise.erasers.artefact.weight_digest import CANONICAL, canonical, plain, w
 from .layouts import LAYER, name_of, parts_of
 
 _PROJECTION = "text_projection.weight"
+BYPASS = "bypass_lora"
+"""Key of the injection that adds a LoRA to what layers return, without a change of their weights."""
+INSIDE = ".transformer."
+"""What the names of an encoder's layers and weights contain."""
 SAMPLES = 16
 """Number of values sampled from each weight."""
 _made: WeakKeyDictionary[Any, dict[tuple[str, bool, int | None], tuple[Any, str]]] = WeakKeyDictionary()
@@ -79,6 +84,30 @@ def digest(patcher: Any, part: Any, naming: Any, projected: bool, layers: int | 
     if key not in memory or memory[key][0] != stamp:
         memory[key] = stamp, weights_digest(names, weight)
     return memory[key][1]
+
+
+def changed_by_others(patcher: Any, own: Mapping[str, int], is_own: Callable[[str], bool]) -> str:
+    """Return who else changes a text encoder's weights or layers: "a LoRA", another node, or "".
+
+    Args:
+        patcher: ComfyUI's patcher.
+        own: Number of the erasers' own changes by weight.
+        is_own: Whether a key of its injections is an eraser's.
+    """
+    counts = {key: sum(starmap(_changes, made)) for key, made in patcher.patches.items()}
+    lora = any(count > own.get(key, 0) for key, count in counts.items()) or patcher.hook_patches
+    if lora or BYPASS in patcher.injections:
+        return "a LoRA"
+    others = [key for key in patcher.injections if not is_own(key)]
+    # Other objects, such as the function that applies the weights of words, act on states that are already erased.
+    others += [key for key in patcher.object_patches if INSIDE in key]
+    others += getattr(patcher, "weight_wrapper_patches", {})
+    return f"another node ({others[0]})" if others else ""
+
+
+def _changes(strength: float, _: Any, kept: float = 1.0, *more: Any) -> bool:
+    """Whether one of a patcher's patches changes its weight: a LoRA of strength 0 does not."""
+    return strength != 0 or kept != 1
 
 
 def own_weight(patcher: Any, key: str, now: Tensor) -> Tensor:

@@ -85,5 +85,18 @@ def eraser_folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and _is_eraser(path)) or [folder]
 
 
+def every_eraser(folder: Path) -> list[Path]:
+    """Return what `eraser_folders` does, for a service in which no eraser may be missing.
+
+    Raises NotFound if a visible subfolder is not an eraser: a copy that failed, or erasers one level deeper.
+    """
+    found = eraser_folders(folder)
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        visible = (path.is_dir() or not path.exists()) and not path.name.startswith(".")  # also a link to nothing
+        if visible and path not in found:
+            raise NotFound(f"{path} is not an eraser; put erasers directly into {folder}, and nothing else")
+    return found
+
+
 def _is_eraser(folder: Path) -> bool:
     return any((folder / name).exists() for name in FILES)

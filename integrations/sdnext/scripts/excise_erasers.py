@@ -7,6 +7,7 @@ the pipeline: the erasers, or if they cannot be attached, a block.
 from __future__ import annotations
 
 import functools
+import importlib
 import math
 import os
 from collections.abc import Callable
@@ -20,8 +21,10 @@ WHY = ""
 """Why Excise cannot be imported."""
 try:
     import excise
+    from excise.erasers.artefact.files import every_eraser
     from excise.erasers.guard.coverage import refuse_early_tap
     from excise.erasers.loaded import loaded_on
+    from excise.errors import InvalidSetting
 except Exception as error:
     WHY = f"Excise cannot be imported: {error}"
 
@@ -38,6 +41,7 @@ def attach(pipe: Any) -> None:
             raise RuntimeError(WHY)
         if not folder().is_dir():
             raise RuntimeError(f"there is no folder {folder()} of erasers")
+        every_eraser(folder())
         excise.unload_eraser(pipe)
         excise.load_eraser(pipe, folder())
     except Exception as error:
@@ -76,6 +80,23 @@ def check(_: Any = None) -> None:
         attach(pipe)
 
 
+def then_checked(load: Callable[..., Any]) -> Callable[..., Any]:
+    """Return SD.Next's function that loads a video model, attaching the erasers to that model.
+
+    The video tabs put a model in place and draw with it, and run no callback of scripts before.
+    """
+
+    @functools.wraps(load)
+    def loaded(*given: Any, **more: Any) -> Any:
+        try:
+            return load(*given, **more)
+        finally:
+            if shared.sd_loaded:
+                check()
+
+    return loaded
+
+
 def under_erasers(encode: Callable[..., Any]) -> Callable[..., Any]:
     """Return SD.Next's function that encodes a prompt and its negative prompt with weights, under the erasers.
 
@@ -87,7 +108,10 @@ def under_erasers(encode: Callable[..., Any]) -> Callable[..., Any]:
     def encoded(
         pipe: Any, prompt: str = "", neg_prompt: str = "", clip_skip: Any = None, **more: Any
     ) -> tuple[Any, ...]:
-        for name, attachment in loaded_on(pipe).items():
+        loaded = loaded_on(pipe)
+        if loaded and clip_skip is not None and clip_skip < 1:
+            raise InvalidSetting(f"clip skip {clip_skip:g} reads the text encoder's first layers; give at least 1")
+        for name, attachment in loaded.items():
             for edit in attachment.eraser.text_edits:
                 refuse_early_tap(pipe, edit, math.ceil(abs(clip_skip or 1)) - 1, name)  # SD.Next counts from 1
         own = functools.partial(encode, pipe, prompt, neg_prompt, clip_skip, **more)
@@ -119,6 +143,14 @@ if not WHY and not hasattr(prompt_parser_diffusers, "under_excise"):
     parser.get_weighted_text_embeddings = under_erasers(parser.get_weighted_text_embeddings)
     parser.get_xhinker_text_embeddings = not_under_erasers(parser.get_xhinker_text_embeddings)
     parser.under_excise = True
+for video in ("modules.video_models.video_load", "modules.framepack.framepack_load"):
+    try:
+        module: Any = importlib.import_module(video)
+    except Exception as error:
+        print(f"Excise: {video} is not covered, because it cannot be imported: {error}")
+        continue
+    if not hasattr(module, "under_excise"):
+        module.load_model, module.under_excise = then_checked(module.load_model), True
 script_callbacks.on_model_loaded(attach)
 script_callbacks.on_before_process(check)
 if shared.sd_loaded:

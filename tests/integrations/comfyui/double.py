@@ -123,6 +123,8 @@ class Patcher:
         self.backup: dict[str, Kept] = {}
         self.attachments: dict[str, Any] = {}
         self.injections: dict[str, list[Any]] = {}
+        self.object_patches: dict[str, Any] = {}
+        self.weight_wrapper_patches: dict[str, list[Any]] = {}
         self.callbacks: dict[str, dict[str, list[Any]]] = {}
         self.wrappers: dict[str, dict[str, list[Any]]] = {}
         self.is_injected = False
@@ -134,6 +136,7 @@ class Patcher:
         n.backup = self.backup if model is None else {}
         n.attachments = dict(self.attachments)
         n.injections = {key: [*made] for key, made in self.injections.items()}
+        n.object_patches, n.weight_wrapper_patches = dict(self.object_patches), dict(self.weight_wrapper_patches)
         n.callbacks = {kind: {key: [*c] for key, c in keys.items()} for kind, keys in self.callbacks.items()}
         n.wrappers = {kind: {key: [*c] for key, c in keys.items()} for kind, keys in self.wrappers.items()}
         n.is_injected = self.is_injected
@@ -174,15 +177,15 @@ class Patcher:
         self.backup.clear()
         for key, patches in self.patches.items():
             self.backup[key] = Kept(state[key].clone())
-            for (_, (delta,)), strength in patches:
-                state[key].add_(strength * delta)
+            for strength, (_, (delta,)), kept, *_ in patches:
+                state[key].mul_(kept).add_(strength * delta)
         self.loaded.add(self)
         self.inject_model()
 
-    def add_patches(self, patches: dict[str, Any], strength: float = 1.0) -> list[str]:
+    def add_patches(self, patches: dict[str, Any], strength: float = 1.0, kept: float = 1.0) -> list[str]:
         there = [key for key in patches if key in self.model.state_dict()]
         for key in there:
-            self.patches.setdefault(key, []).append((patches[key], strength))
+            self.patches.setdefault(key, []).append((strength, patches[key], kept, None, None))
         return there
 
     def get_attachment(self, key: str) -> Any:
@@ -218,6 +221,7 @@ class CLIP:
             return
         self.cond_stage_model = Stage(clip_l=Part()) if target is None else target
         self.patcher = Patcher(self.cond_stage_model)
+        self.patcher.object_patches["manual_cast_dtype"] = torch.float32
         self.layer_idx: int | None = None
         self.tokenizer_options: dict[str, int] = {}
 

@@ -286,6 +286,10 @@ def test_12_t5_is_padded_to_the_length_of_the_fit(pack: SimpleNamespace) -> None
     )
     erased = pack.apply.applied(clip, eraser)
     assert erased.encode(GUN)["cross_attn"].shape[1] == 6
+    assert states(erased, CAT).shape != states(clip, CAT).shape, "ComfyUI's own length is another: no state is the same"
+    padded = clip.clone()
+    padded.set_tokenizer_option("t5xxl_min_length", 6)
+    assert torch.equal(states(erased, CAT), states(padded, CAT)), "only the padding differs"
     assert clip.tokenizer_options == {}
     erased.set_tokenizer_option("t5xxl_min_length", 7)
     with pytest.raises(InvalidSetting, match="7 tokens, but eraser 'gun-eraser' was fitted at 6"):

@@ -74,11 +74,33 @@ def install(monkeypatch: pytest.MonkeyPatch, pipe: Any, models: Path) -> SimpleN
     package = ModuleType("modules")
     parts = {"prompt_parser_diffusers": parser, "shared": shared, "script_callbacks": callbacks}
     parts["paths"] = SimpleNamespace(models_path=str(models))
-    for name, part in parts.items():
+    videos = video_loaders(shared)
+    for name, part in (parts | videos).items():
         setattr(package, name, part)
         monkeypatch.setitem(sys.modules, f"modules.{name}", part)
     monkeypatch.setitem(sys.modules, "modules", package)
-    return SimpleNamespace(pipe=pipe, parser=parser, shared=shared, callbacks=callbacks)
+    found = {"videos": [loader for name, loader in videos.items() if "." in name]}
+    return SimpleNamespace(pipe=pipe, parser=parser, shared=shared, callbacks=callbacks, **found)
+
+
+def video_loaders(shared: SimpleNamespace) -> dict[str, ModuleType]:
+    """Return the modules that load models for the video tabs: they set `sd_model` and run no callback."""
+    made: dict[str, ModuleType] = {}
+    for name in ("video_models.video_load", "framepack.framepack_load"):
+        package, made[name] = (
+            made.setdefault(name.partition(".")[0], ModuleType(name.partition(".")[0])),
+            ModuleType(name),
+        )
+        package.__path__ = []
+
+        def load_model(pipe: Any, fails: bool = False) -> str:
+            shared.sd_model, shared.sd_loaded = pipe, pipe is not None
+            if fails:
+                raise ValueError("no memory")
+            return "loaded"
+
+        made[name].load_model = load_model  # type: ignore[attr-defined]
+    return made
 
 
 def load_script() -> ModuleType:

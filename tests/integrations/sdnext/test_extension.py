@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -89,6 +90,18 @@ def test_a_clip_skip_to_before_the_eraser_draws_nothing(there: SimpleNamespace, 
         draw(there.pipe, given)
 
 
+@pytest.mark.parametrize("clip_skip", [0, 0.5, -1])
+@torch.no_grad()
+def test_a_clip_skip_below_1_is_refused(clip_skip: float, there: SimpleNamespace, erasers: Path) -> None:
+    load_script()
+    there.parser.get_weighted_text_embeddings(there.pipe, CAT, "", 0)  # no eraser yet
+    model_loaded(there)
+    with pytest.raises(InvalidSetting, match="give at least 1"):
+        there.parser.get_weighted_text_embeddings(there.pipe, CAT, "", clip_skip)
+    for allowed in (None, 1):
+        there.parser.get_weighted_text_embeddings(there.pipe, CAT, "", allowed)
+
+
 @torch.no_grad()
 def test_xhinker_is_refused_before_it_changes_the_encoder(there: SimpleNamespace, erasers: Path) -> None:
     load_script()
@@ -118,14 +131,41 @@ def test_a_model_that_came_without_a_callback_gets_its_erasers(there: SimpleName
     assert excise.get_active_erasers(there.pipe) == ["gun-test"]
 
 
-@pytest.mark.parametrize("way", ["no folder", "empty", "altered", "another model", "no Excise"])
+@pytest.mark.parametrize("tab", [0, 1])
+@torch.no_grad()
+def test_a_video_tabs_model_gets_its_erasers_or_draws_nothing(tab: int, there: SimpleNamespace, erasers: Path) -> None:
+    load = there.videos[tab].load_model
+    load_script()
+    assert load(there.pipe) == "loaded" and not excise.get_active_erasers(there.pipe), "as without the extension"
+    for _ in range(2):  # the second time, the model is there already
+        assert there.videos[tab].load_model(there.pipe) == "loaded"
+        assert excise.get_active_erasers(there.pipe) == ["gun-test"]
+    hooked = there.videos[tab].load_model
+    load_script()
+    assert there.videos[tab].load_model is hooked
+    excise.unload_eraser(there.pipe)
+    there.pipe.text_encoder.encoder.layers[0].mlp.fc1.weight.data.mul_(2)
+    with pytest.raises(ValueError, match="no memory"):
+        there.videos[tab].load_model(there.pipe, fails=True)  # FramePack's leaves the model in place then
+    for part in (there.pipe.unet, there.pipe.text_encoder):  # these tabs call parts themselves
+        with pytest.raises(RuntimeError, match="lets nothing be drawn"):
+            part(torch.zeros(1))
+    there.videos[tab].load_model(None)
+
+
+@pytest.mark.parametrize("way", ["nested", "no copy", "no folder", "empty", "altered", "another model", "no Excise"])
 @torch.no_grad()
 def test_without_its_erasers_a_model_draws_nothing(
     way: str, there: SimpleNamespace, erasers: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     named = {"no folder": "no folder", "empty": "eraser", "altered": "eraser", "another model": "made for"}
+    named |= {"nested": "weapons is not an eraser", "no copy": "knife is not an eraser"}
     if way == "no folder":
         monkeypatch.setenv("EXCISE_ERASERS", str(erasers / "nowhere"))
+    elif way == "nested":
+        shutil.copytree(erasers / "gun", erasers / "weapons" / "knife")
+    elif way == "no copy":
+        (erasers / "knife").mkdir()
     elif way == "empty":
         (erasers / "gun").rename(erasers.parent / "elsewhere")
     elif way == "altered":
