@@ -151,7 +151,7 @@ class Engine:
         if reasons := self._unsafe(canary=False):
             raise NotReady("; ".join(reasons))
         try:
-            with loading.quiet():  # diffusers logs the end of a prompt that it does not read
+            with loading.quiet(always=True):  # diffusers logs the end of a prompt that it does not read
                 return self._generate(asked, gone)
         except (EraserDidNotFire, WrongModel) as error:
             # Requests hold text alone, so a bypass means that the process itself was altered.

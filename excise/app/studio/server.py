@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from excise.app.studio.studio import Studio
 from excise.errors import ExciseError
 from excise.interruption import surviving
+from excise.loading import quiet
 
 HOST = "127.0.0.1"
 NAMES = [HOST, "localhost"]
@@ -96,7 +97,8 @@ def serve(studio: Studio, listener: socket.socket, opened: Callable[[str], None]
     try:
         server = server_of(studio)
         opened(address_of(listener))
-        with surviving(signal.SIGINT, signal.SIGTERM):
+        # diffusers logs the end of a prompt that it does not read
+        with surviving(signal.SIGINT, signal.SIGTERM), quiet(always=True):
             server.run(sockets=[listener])
     finally:
         studio.close()
