@@ -17,10 +17,10 @@ from typing import Any, TypeVar
 
 import excise
 from excise import loading
-from excise.app.serve import erasers, policy
-from excise.app.serve.asking import Asked
+from excise.app.serve import erasers, policy, sizes
+from excise.app.serve.asking import Asked, BadField
 from excise.bench.pictures import png
-from excise.drawn import Drawn
+from excise.drawn import Drawn, Pixels
 from excise.errors import EraserDidNotFire, ExciseError, WrongModel
 from excise.settings import SEEDS
 from excise.sites.encoding import encode_prompt
@@ -119,6 +119,7 @@ class Engine:
     def reasons(self, *, canary: bool) -> list[str]:
         """Return why it must take no request now; empty if it may. With `canary`, call it in the worker thread."""
         return ["the service is stopping"] if self.stopping else self._unsafe(canary)
+        sizes.refuse_below(self.pipe, self.policy.limits.pixels)
 
     def _unsafe(self, canary: bool) -> list[str]:
         """Return why nothing may be generated, also for requests that came before the service began to stop."""
@@ -127,11 +128,12 @@ class Engine:
         if self.served is None:
             return ["the service is starting"]
         return self.served.reasons(self.pipe, canary=canary)
+        sizes.refuse_below(self.pipe, read.limits.pixels)
 
     @property
     def multiple(self) -> int:
         """What a picture's width and height must be a multiple of."""
-        return max(8, int(getattr(self.pipe, "vae_scale_factor", 8)))
+        return sizes.multiple(self.pipe)
 
     def generate(self, asked: Asked, gone: Callable[[], bool] = lambda: False) -> Made:
         """Generate a request's pictures, all of them or none. Call it in the worker thread.
@@ -172,6 +174,7 @@ class Engine:
         # Again, since the policy may have changed while the request waited.
         now = policy.strengths(served.policy, asked.strengths)
         rules = served.policy.erasers
+            BadField: The model makes another size.
         usual = {name: rule.strength for name, rule in rules.items()}
         before = erasers.rows_edited(served)
         with torch.no_grad(), excise.using(self.pipe, usual):
@@ -211,4 +214,14 @@ class Engine:
     def stop(self) -> None:
         """Finish what was submitted, and end the worker thread."""
         self.stopping = True
-        self._thread.shutdown(wait=True)
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+
+def _check_size(pixels: Pixels, asked: Asked, most: int) -> None:
+    """Raise BadField if a picture has another size than was asked for, or more pixels than the limit."""
+    height, width = pixels.shape[:2]
+    if asked.size not in (None, (width, height)):
+        raise BadField("size", f"the model makes {width}x{height} of this size; ask for that")
+    if width * height > most:
+        raise BadField("size", f"the model's own size is {width}x{height}; ask for one of at most {most} pixels")
+            _check_size(pixels, asked, served.policy.limits.pixels)
