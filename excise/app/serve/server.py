@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import signal
 from types import FrameType
@@ -15,17 +14,10 @@ from excise.app.serve import http
 from excise.app.serve.engine import Engine
 from excise.app.serve.logs import log
 from excise.errors import ExciseError, InvalidSetting
+from excise.app.serve.visitors import is_loopback
 from excise.interruption import surviving
 
-
-def is_loopback(host: str) -> bool:
-    """Return whether only this machine can reach the address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+_RELOAD = [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []
 
 
 def serve(engine: Engine, *, name: str, host: str, port: int, drain: int) -> None:
