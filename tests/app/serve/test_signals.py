@@ -27,7 +27,7 @@ from tests.app.serve.test_ready import until
 
 @pytest.fixture(autouse=True)
 def _spared() -> Iterator[None]:
-    """A SIGHUP that nobody handles ends the test and not the tests."""
+    """An unhandled SIGHUP ends the test and not the tests."""
 
     def fail(number: int, frame: object) -> None:
         raise AssertionError("SIGHUP ended the service")
