@@ -59,11 +59,15 @@ def as_ctrl_c(*, once: bool = False) -> None:
 
 
 @contextmanager
-def surviving(*numbers: signal.Signals) -> Iterator[None]:
-    """Ignore these signals, which a server raises again after it has closed, so that what follows is done too."""
-    before = [signal.signal(number, lambda *_: None) for number in numbers]
+def surviving(*numbers: signal.Signals) -> Iterator[set[int]]:
+    """Ignore these signals, and yield the set of those that came.
+
+    A server raises them again after it has closed. So what follows is done too.
+    """
+    came: set[int] = set()
+    before = [signal.signal(number, lambda which, _: came.add(which)) for number in numbers]
     try:
-        yield
+        yield came
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)

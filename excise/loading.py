@@ -54,10 +54,11 @@ def check_versions() -> None:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet(*, always: bool = False) -> Iterator[None]:
     """Silence progress bars and advice of diffusers and transformers within this context, but not their errors.
 
-    It imports both libraries. A verbosity that a user chose in the environment stays.
+    It imports both libraries. A verbosity that a user chose in the environment stays, unless `always`: diffusers logs
+    the ends of prompts.
     """
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
@@ -66,7 +67,7 @@ def quiet() -> Iterator[None]:
     before = [(library, library.get_verbosity(), library.is_progress_bar_enabled()) for library, _ in libraries]
     for library, chosen in libraries:
         library.disable_progress_bar()
-        if chosen not in os.environ:
+        if always or chosen not in os.environ:
             library.set_verbosity_error()
     try:
         yield

@@ -31,7 +31,7 @@ MUTANTS = [
         ("given.seed + given.n - 1 > LARGEST_SEED", "given.seed > LARGEST_SEED"),
     ),
     *of(
-        "excise/app/serve/http.py",
+        "excise/app/serve/failures.py",
         "tests/app/serve/test_openai.py",
         ("if failure.code in _HOPELESS:", "if False:"),
         ('group, code, getattr(error, "field", None))', "group, code)"),
@@ -56,7 +56,38 @@ MUTANTS = [
         HTTP,
         ("if self.allowed and not (any(found)", "if self.allowed and not (found"),
         ("if size > asking.MOST_BYTES:", "if size > 100 * asking.MOST_BYTES:"),
-        ("reasons = reasons or self._proved[1]", "reasons = list(reasons)"),
+    ),
+    *of(
+        "excise/app/serve/visitors.py",
+        "tests/app/serve/test_visitors.py",
+        ('if not _on_loopback(f"//{host}"):', "if False:"),
+        ("if origin is not None and not _on_loopback(origin):", "if False:"),
+    ),
+    *of(
+        "excise/app/serve/sizes.py",
+        "tests/app/serve/test_sizes.py",
+        ('scale * getattr(pipe, "patch_size", 1)', "scale"),
+        ("    if width * height > pixels:", "    if False:"),
+    ),
+    *of(
+        "excise/app/serve/engine.py",
+        "tests/app/serve/test_ready.py tests/app/serve/test_sizes.py",
+        ("            if gone():\n                raise Gone\n", ""),
+        ("        if reasons and not self.fault:", "        if False:"),
+        ("if asked.size not in (None, (width, height)):", "if False:"),
+        ("    if width * height > most:", "    if False:"),
+    ),
+    *of(
+        "excise/app/serve/http.py",
+        "tests/app/serve/test_ready.py tests/app/serve/test_http.py",
+        ("return self.engine.reasons() or self._doubts", "return self.engine.reasons()"),
+        ("if engine.idle and now - self._begun >= self.canary_every:", "if now - self._begun >= self.canary_every:"),
+        ("    except ClientDisconnect:\n        raise client_gone() from None\n", "    finally:\n        pass\n"),
+    ),
+    *of(
+        "excise/app/serve/http.py",
+        "tests/app/serve/test_visitors.py",
+        ("if not service.allowed and (why :=", "if False and (why :="),
     ),
     *of(
         "excise/erasers/artefact/lora.py",

@@ -6,6 +6,7 @@ and never within one.
 
 from __future__ import annotations
 
+import inspect
 import json
 import secrets
 from collections.abc import Callable
@@ -17,10 +18,10 @@ from typing import Any, TypeVar
 
 import excise
 from excise import loading
-from excise.app.serve import erasers, policy
-from excise.app.serve.asking import Asked
+from excise.app.serve import erasers, policy, sizes
+from excise.app.serve.asking import Asked, BadField
 from excise.bench.pictures import png
-from excise.drawn import Drawn
+from excise.drawn import Drawn, Pixels
 from excise.errors import EraserDidNotFire, ExciseError, WrongModel
 from excise.settings import SEEDS
 from excise.sites.encoding import encode_prompt
@@ -43,6 +44,10 @@ class Refused(ExciseError):
 
 class OutOfMemory(ExciseError):
     """The machine has too little memory for the request."""
+
+
+class Gone(Exception):
+    """The client has gone, or was cut off."""
 
 
 @dataclass(frozen=True)
@@ -95,16 +100,26 @@ class Engine:
         """Why it will not generate again before a restart."""
         self.stopping = False
         self.waiting = 0
-        """Requests that are being answered or wait."""
+        """Requests that the worker has to do."""
+        self._unfinished: set[Future[Any]] = set()
 
     def submit(self, work: Callable[[], T]) -> Future[T]:
         """Run `work` in the worker thread after what was submitted before."""
-        return self._thread.submit(work)
+        future = self._thread.submit(work)
+        self._unfinished.add(future)
+        future.add_done_callback(self._unfinished.discard)
+        return future
+
+    @property
+    def idle(self) -> bool:
+        """Whether the worker has done all that was submitted."""
+        return not self._unfinished
 
     def start(self) -> None:
         """Load the pipeline and put the erasers on it. Call it in the worker thread. Raises ExciseError."""
         erasers.load(self.policy)  # seconds sooner than the model
         self.pipe = self._load()
+        sizes.refuse_below(self.pipe, self.policy.limits.pixels)
         self.served = erasers.put(self.pipe, self.policy)
 
     def reload(self) -> None:
@@ -113,14 +128,28 @@ class Engine:
         Raises ExciseError if the file or one of its erasers is refused; then the old policy stays.
         """
         read = policy.read(self.path, self.require_signature)
+        sizes.refuse_below(self.pipe, read.limits.pixels)
         self.served = erasers.put(self.pipe, read, self.served)
         self.policy = read
 
-    def reasons(self, *, canary: bool) -> list[str]:
-        """Return why it must take no request now; empty if it may. With `canary`, call it in the worker thread."""
-        return ["the service is stopping"] if self.stopping else self._unsafe(canary)
+    def reasons(self) -> list[str]:
+        """Return why it must take no request now; empty if it may."""
+        return ["the service is stopping"] if self.stopping else self._unsafe()
 
-    def _unsafe(self, canary: bool) -> list[str]:
+    def prove(self) -> list[str]:
+        """Encode the canaries, and return why the erasers are not in force; empty if they are.
+
+        If one is not, nothing is generated before a restart. Call it in the worker thread.
+        """
+        try:
+            reasons = self._unsafe(canary=True)
+        except Exception as error:  # such as too little memory, which says nothing of the erasers
+            return [f"the canary prompts could not be encoded ({type(error).__name__})"]
+        if reasons and not self.fault:
+            self.fault = f"{'; '.join(reasons)}; restart the service"
+        return reasons
+
+    def _unsafe(self, canary: bool = False) -> list[str]:
         """Return why nothing may be generated, also for requests that came before the service began to stop."""
         if self.fault:
             return [self.fault]
@@ -131,27 +160,29 @@ class Engine:
     @property
     def multiple(self) -> int:
         """What a picture's width and height must be a multiple of."""
-        return max(8, int(getattr(self.pipe, "vae_scale_factor", 8)))
+        return sizes.multiple(self.pipe)
 
     def generate(self, asked: Asked, gone: Callable[[], bool] = lambda: False) -> Made:
         """Generate a request's pictures, all of them or none. Call it in the worker thread.
 
         Args:
             asked: The request, as the policy allows it.
-            gone: Whether the client has gone; asked between two pictures.
+            gone: Whether the client has gone or was cut off; asked between two steps.
 
         Raises:
+            Gone: The client has gone, or was cut off.
             NotReady: The erasers are not in force.
             Refused: A rule refuses the prompt.
             OutOfMemory: There is too little memory.
+            BadField: The model makes another size.
             ExciseError: A picture is broken.
         """
         import torch
 
-        if reasons := self._unsafe(canary=False):
+        if reasons := self._unsafe():
             raise NotReady("; ".join(reasons))
         try:
-            with loading.quiet():  # diffusers logs the end of a prompt that it does not read
+            with loading.quiet(always=True):  # diffusers logs the end of a prompt that it does not read
                 return self._generate(asked, gone)
         except (EraserDidNotFire, WrongModel) as error:
             # Requests hold text alone, so a bypass means that the process itself was altered.
@@ -183,23 +214,31 @@ class Engine:
         first = secrets.randbelow(SEEDS - asked.n + 1) if asked.seed is None else asked.seed
         seeds = list(range(first, first + asked.n))
         pictures = []
-        for seed in seeds:
+
+        def step(*_: object) -> dict[str, Any]:
             if gone():
-                break
+                raise Gone
+            return {}
+
+        for seed in seeds:
+            step()  # not every pipeline calls it
             with excise.using(self.pipe, now):
-                drawn = Drawn.by(self.pipe(asked.prompt, **self._options(asked, seed)))
+                drawn = Drawn.by(self.pipe(asked.prompt, **self._options(asked, seed, step)))
             (pixels,) = drawn.sound([seed])
+            _check_size(pixels, asked, served.policy.limits.pixels)
             pictures.append(png(pixels, self._metadata(asked, seed, served, now)))
         lost = "".join(cut.lost for cut in cuts(self.pipe, [asked.prompt]))
-        return Made(pictures, seeds[: len(pictures)], now, served.digests, rows, acted["flag"], lost)
+        return Made(pictures, seeds, now, served.digests, rows, acted["flag"], lost)
 
-    def _options(self, asked: Asked, seed: int) -> dict[str, Any]:
+    def _options(self, asked: Asked, seed: int, step: Callable[..., dict[str, Any]]) -> dict[str, Any]:
         import torch
 
         guidance = self.guidance if asked.guidance is None else asked.guidance
         options: dict[str, Any] = {} if guidance is None else {"guidance_scale": guidance}
         if asked.size is not None:
             options["width"], options["height"] = asked.size
+        if "callback_on_step_end" in inspect.signature(self.pipe.__call__).parameters:
+            options["callback_on_step_end"] = step
         generator = torch.Generator("cpu").manual_seed(seed)
         return {**options, "num_inference_steps": asked.steps, "generator": generator, "output_type": "np"}
 
@@ -209,6 +248,15 @@ class Engine:
         return {"Software": f"excise {version('excise')}", "excise": json.dumps(made, ensure_ascii=False)}
 
     def stop(self) -> None:
-        """Finish what was submitted, and end the worker thread."""
+        """Finish what has begun, drop what waits, and end the worker thread."""
         self.stopping = True
-        self._thread.shutdown(wait=True)
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+
+def _check_size(pixels: Pixels, asked: Asked, most: int) -> None:
+    """Raise BadField if a picture has another size than was asked for, or more pixels than the limit."""
+    height, width = pixels.shape[:2]
+    if asked.size not in (None, (width, height)):
+        raise BadField("size", f"the model makes {width}x{height} of this size; ask for that")
+    if width * height > most:
+        raise BadField("size", f"the model's own size is {width}x{height}; ask for one of at most {most} pixels")

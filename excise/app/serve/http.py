@@ -13,16 +13,18 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from excise.app.serve import asking
-from excise.app.serve.engine import Engine, Made, NotReady, OutOfMemory, Refused
+from excise.app.serve.engine import Engine, Made, NotReady, Refused
+from excise.app.serve.failures import DENIED, INVALID, Failure, as_failure, client_gone, response_of
 from excise.app.serve.logs import log, place_of
 from excise.app.serve.metrics import CONTENT_TYPE, Metrics
-from excise.app.serve.policy import NotAllowed
-from excise.errors import ExciseError, InvalidSetting, one_line
+from excise.app.serve.visitors import foreign
+from excise.errors import ExciseError, InvalidSetting
 
 KEYS = "EXCISE_API_KEYS"
 """Environment variable with the API keys, separated by commas."""
@@ -30,50 +32,6 @@ SHORTEST_KEY = 16
 PAGES = "POST /v1/images/generations, GET /v1/models, /healthz, /readyz and /metrics"
 CANARY_EVERY = 5.0
 """Fewest seconds between two canaries of `/readyz`, which anyone may ask."""
-
-
-class Failure(ExciseError):
-    """An answer other than 200: its status, and OpenAI's type, code and param (the field that is wrong) of it."""
-
-    def __init__(self, status: int, message: str, kind: str, code: str, param: str | None = None) -> None:
-        super().__init__(message)
-        self.status, self.kind, self.code, self.param = status, kind, code, param
-
-
-_INVALID, _DENIED, _SERVER = "invalid_request_error", "permission_error", "server_error"
-_NO_MODEL = "model_not_found"
-_ANSWERS: dict[type[ExciseError], tuple[int, str, str]] = {
-    Refused: (403, _DENIED, "prompt_refused"),
-    NotAllowed: (403, _DENIED, "not_allowed"),
-    asking.NoSuchModel: (404, _INVALID, _NO_MODEL),
-    InvalidSetting: (400, _INVALID, "invalid_request"),
-    NotReady: (503, _SERVER, "not_ready"),
-    OutOfMemory: (503, _SERVER, "out_of_memory"),
-}
-"""Status, type and code of each expected error."""
-_HOPELESS = ("out_of_memory", "generation_failed")
-"""Codes of failures that the same request would most likely meet again."""
-
-
-def as_failure(error: Exception) -> Failure:
-    """Return the answer to an error. That to an unexpected one says nothing of it."""
-    if isinstance(error, Failure):
-        return error
-    for kind, (status, group, code) in _ANSWERS.items():
-        if isinstance(error, kind):
-            return Failure(status, str(error), group, code, getattr(error, "field", None))
-    message = str(error) if isinstance(error, ExciseError) else "the picture could not be generated"
-    return Failure(500, message, _SERVER, "generation_failed")
-
-
-def response_of(failure: Failure) -> Response:
-    """Return a failure as one line of JSON, in OpenAI's shape. Headers tell OpenAI's client whether to try again."""
-    about = {"type": failure.kind, "param": failure.param, "code": failure.code}
-    headers = {"Retry-After": "5"} if failure.status in (429, 503) else {}
-    if failure.code in _HOPELESS:
-        headers = {"X-Should-Retry": "false"}
-    body = {"error": {"message": one_line(str(failure)), **about}}
-    return JSONResponse(body, status_code=failure.status, headers=headers)
 
 
 def keys() -> tuple[bytes, ...]:
@@ -99,8 +57,14 @@ class Service:
     ) -> None:
         self.engine, self.name, self.allowed, self.canary_every = engine, name, allowed, canary_every
         self.metrics, self.created = Metrics(), int(time.time())
-        self._proved: tuple[float, list[str]] = (float("-inf"), [])
-        """When the canaries were last encoded, and the reasons that this gave."""
+        self.metrics.ready.set_function(lambda: not self.reasons())
+        self.metrics.waiting.set_function(lambda: engine.waiting)
+        self._proof: asyncio.Future[list[str]] | None = None
+        """The newest proof by the canaries."""
+        self._begun = float("-inf")
+        """When it began."""
+        self._doubts: list[str] = []
+        """The reasons that the last proof to end gave."""
 
     @property
     def model(self) -> dict[str, Any]:
@@ -121,7 +85,9 @@ class Service:
         begun, facts = time.monotonic(), dict[str, Any]()
         try:
             response = await self._images(request, facts)
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as raised:
+            # uvicorn cancels what is left when --drain is over
+            error = raised if isinstance(raised, Exception) else NotReady("the service is stopping")
             failure = as_failure(error)
             response = response_of(failure)
             facts |= {"code": failure.code}
@@ -140,27 +106,25 @@ class Service:
     async def _images(self, request: Request, facts: dict[str, Any]) -> Response:
         self.check_key(request)
         engine = self.engine
-        if reasons := engine.reasons(canary=False):
+        if reasons := engine.reasons():
             raise NotReady("; ".join(reasons))
         body = await _body(request)
         asked = asking.read(body, engine.policy, model=self.name, steps=engine.steps, multiple=engine.multiple)
         if engine.waiting >= engine.policy.limits.waiting:
             raise Failure(429, "too many requests are waiting; try again later", "rate_limit_error", "queue_full")
         gone = False
+        work = engine.submit(lambda: engine.generate(asked, lambda: gone))
         engine.waiting += 1
-        self.metrics.waiting.set(engine.waiting)
+        waiting = asyncio.wrap_future(work)
+        waiting.add_done_callback(self._left)
         try:
-            work = engine.submit(lambda: engine.generate(asked, lambda: gone))
-            waiting = asyncio.wrap_future(work)
             while not (await asyncio.wait({waiting}, timeout=1))[0]:
                 if await request.is_disconnected():
-                    gone = True
-                    waiting.cancel()
-                    raise Failure(499, "the client has gone", _INVALID, "client_closed_request")
+                    raise client_gone()
             made = waiting.result()
         finally:
-            engine.waiting -= 1
-            self.metrics.waiting.set(engine.waiting)
+            gone = True
+            work.cancel()
         fired = [name for name, rows in made.rows.items() if rows]
         facts |= {"pictures": len(made.pictures), "fired": fired, "flagged": made.flagged, "strengths": made.strengths}
         for eraser in fired:
@@ -169,14 +133,33 @@ class Service:
         self.metrics.pictures.inc(len(made.pictures))
         return _answer(made, fired, asked.png)
 
+    def _left(self, waiting: asyncio.Future[Made]) -> None:
+        """Count a request that the worker has done with, also when its client has gone."""
+        self.engine.waiting -= 1
+        if not waiting.cancelled():
+            waiting.exception()  # which asyncio would print if no caller asks for it
+
+    def reasons(self) -> list[str]:
+        """Return why it must take no request now, by the last proof; empty if it may."""
+        return self.engine.reasons() or self._doubts
+
+    async def _prove(self) -> None:
+        """Encode the canaries, unless they just were or the worker is busy. Whoever asks meanwhile shares the proof."""
+        engine, now = self.engine, time.monotonic()
+        if engine.idle and now - self._begun >= self.canary_every:
+            self._begun = now
+            self._proof = asyncio.wrap_future(engine.submit(engine.prove))
+        if (proof := self._proof) is not None:
+            await asyncio.wait({proof})  # it goes on if this request is cancelled
+            if not proof.cancelled():
+                self._doubts = proof.result()
+
     async def ready(self) -> Response:
-        """Answer `GET /readyz`. Canaries are encoded again, unless they just were or a request is being answered."""
+        """Answer `GET /readyz`."""
         engine = self.engine
-        reasons, at = engine.reasons(canary=False), time.monotonic()
-        if not reasons and not engine.waiting and at - self._proved[0] >= self.canary_every:
-            self._proved = at, await asyncio.wrap_future(engine.submit(lambda: engine.reasons(canary=True)))
-        reasons = reasons or self._proved[1]
-        self.metrics.ready.set(not reasons)
+        if not engine.reasons():
+            await self._prove()
+        reasons = self.reasons()
         digests = engine.served.digests if engine.served is not None else {}
         status = 503 if reasons else 200
         return JSONResponse({"ready": not reasons, "reasons": reasons, "erasers": digests}, status_code=status)
@@ -185,9 +168,10 @@ class Service:
         """Put the policy's file in force. Return whether it was, and log it."""
         try:
             await asyncio.wrap_future(self.engine.submit(self.engine.reload))
-        except ExciseError as error:
+        except Exception as error:
             self.metrics.reloads.labels("refused").inc()
-            log("policy refused; the one before stays", reason=str(error))
+            reason = str(error) if isinstance(error, ExciseError) else place_of(error)
+            log("policy refused; the one before stays", reason=reason)
             return False
         self.metrics.reloads.labels("done").inc()
         served = self.engine.served
@@ -218,19 +202,34 @@ def _answer(made: Made, fired: list[str], as_png: bool) -> Response:
 
 
 async def _body(request: Request) -> bytes:
-    """Read the body. Raises Failure if it is too long, without reading on."""
+    """Read the body. Raises Failure if it is too long, without reading on, or if the client goes."""
     parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > asking.MOST_BYTES:
-            raise Failure(413, f"the body has more than {asking.MOST_BYTES} bytes", _INVALID, "too_long")
-        parts.append(part)
+    try:
+        async for part in request.stream():
+            size += len(part)
+            if size > asking.MOST_BYTES:
+                raise Failure(413, f"the body has more than {asking.MOST_BYTES} bytes", INVALID, "too_long")
+            parts.append(part)
+    except ClientDisconnect:
+        raise client_gone() from None
     return b"".join(parts)
 
 
 def app_of(service: Service) -> FastAPI:
     """Return the application."""
-    app = FastAPI(title="Excise", docs_url=None, redoc_url=None, openapi_url=None, lifespan=service.life)
+
+    async def local(request: Request) -> None:
+        if not service.allowed and (why := foreign(request.headers)):
+            raise Failure(403, why, DENIED, "foreign_page")
+
+    app = FastAPI(
+        title="Excise",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        lifespan=service.life,
+        dependencies=[Depends(local)],
+    )
 
     @app.exception_handler(Failure)
     async def _failure(request: Request, error: Failure) -> Response:
@@ -239,7 +238,7 @@ def app_of(service: Service) -> FastAPI:
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> Response:
         what = f"{error.detail}; this service has {PAGES}"
-        return response_of(Failure(error.status_code, what, _INVALID, "no_such_page"))
+        return response_of(Failure(error.status_code, what, INVALID, "no_such_page"))
 
     for path in ("/v1/images/generations", "/v1/images"):
         app.add_api_route(path, service.images, methods=["POST"])

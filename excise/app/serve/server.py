@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import signal
+from collections.abc import Collection
 from types import FrameType
 from typing import Any
 
@@ -14,25 +14,18 @@ import uvicorn
 from excise.app.serve import http
 from excise.app.serve.engine import Engine
 from excise.app.serve.logs import log
+from excise.app.serve.visitors import is_loopback
 from excise.errors import ExciseError, InvalidSetting
 from excise.interruption import surviving
 
-
-def is_loopback(host: str) -> bool:
-    """Return whether only this machine can reach the address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+_RELOAD = [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []
 
 
 def serve(engine: Engine, *, name: str, host: str, port: int, drain: int) -> None:
     """Serve until SIGTERM or Ctrl-C. The model is loaded and its erasers are proved before the first request.
 
     Args:
-        engine: The engine. SIGHUP reads its policy again.
+        engine: The engine. SIGHUP reads its policy again, once it serves.
         name: The served model's name.
         host: Address to listen on. One that other machines can reach needs API keys.
         port: Port to listen on; 0 chooses a free one, which the log states.
@@ -48,9 +41,10 @@ def serve(engine: Engine, *, name: str, host: str, port: int, drain: int) -> Non
             "commas, or serve on 127.0.0.1"
         )
     try:
-        engine.submit(engine.start).result()
-        with surviving(signal.SIGTERM, signal.SIGINT):
-            asyncio.run(_run(http.Service(engine, name, allowed), host, port, drain))
+        with surviving(*_RELOAD) as came:
+            engine.submit(engine.start).result()
+            with surviving(signal.SIGTERM, signal.SIGINT):
+                asyncio.run(_run(http.Service(engine, name, allowed), host, port, drain, came))
     finally:
         engine.stop()
 
@@ -65,7 +59,7 @@ def check(engine: Engine) -> dict[str, str]:
         engine.stop()
 
 
-async def _run(service: http.Service, host: str, port: int, drain: int) -> None:
+async def _run(service: http.Service, host: str, port: int, drain: int, came: Collection[int]) -> None:
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL + 1)  # its tracebacks could quote a prompt
     config = uvicorn.Config(
         http.app_of(service),
@@ -80,6 +74,7 @@ async def _run(service: http.Service, host: str, port: int, drain: int) -> None:
         listening = config.bind_socket()
     except SystemExit as error:  # how uvicorn reports it
         raise ExciseError(f"cannot listen on {host}:{port}; is the port taken? choose another with --port") from error
+    listening.listen()  # requests wait from the line in the log on, also before the server runs
     reloads: set[asyncio.Task[Any]] = set()
     loop = asyncio.get_running_loop()
 
@@ -87,11 +82,13 @@ async def _run(service: http.Service, host: str, port: int, drain: int) -> None:
         reloads.add(task := loop.create_task(service.reload()))
         task.add_done_callback(reloads.discard)
 
-    if hasattr(signal, "SIGHUP"):
-        loop.add_signal_handler(signal.SIGHUP, reload)
+    for number in _RELOAD:
+        loop.add_signal_handler(number, reload)
     served = service.engine.served
     digests = served.digests if served is not None else {}
     log("serving", host=host, port=listening.getsockname()[1], erasers=digests, keys=len(service.allowed))
+    if came:  # while the model was loaded
+        reload()
     await _Server(config, service.engine).serve([listening])
 
 

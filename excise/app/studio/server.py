@@ -8,15 +8,14 @@ import signal
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
-from urllib.parse import urlsplit
 
+from excise.app.serve.visitors import foreign
 from excise.app.studio.studio import Studio
 from excise.errors import ExciseError
 from excise.interruption import surviving
+from excise.loading import quiet
 
 HOST = "127.0.0.1"
-NAMES = [HOST, "localhost"]
-"""Host names that a request may be for, and come from: a page of another site cannot use the visitor's browser."""
 SECONDS_TO_CLOSE = 2
 """Seconds that answers have to end when the studio closes: an open page listens to it without end."""
 POLICY = (
@@ -51,18 +50,16 @@ def application(studio: Studio) -> Any:
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": str(studio.scratch)}
     import gradio as gr
     from fastapi import FastAPI
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
     from starlette.responses import PlainTextResponse
 
     from excise.app.studio.page import build, look
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=NAMES)
 
     @app.middleware("http")
     async def guard(request: Any, answer: Callable[[Any], Awaitable[Any]]) -> Any:
-        if urlsplit(request.headers.get("origin", f"http://{HOST}")).hostname not in NAMES:
-            return PlainTextResponse("this page is for visitors of this machine alone", 403)
+        if why := foreign(request.headers):
+            return PlainTextResponse(why, 403)
         made = await answer(request)
         made.headers["Content-Security-Policy"] = POLICY
         made.headers["Referrer-Policy"] = "no-referrer"
@@ -105,7 +102,8 @@ def serve(studio: Studio, listener: socket.socket, opened: Callable[[str], None]
     try:
         server = server_of(studio)
         opened(address_of(listener))
-        with surviving(signal.SIGINT, signal.SIGTERM):
+        # diffusers logs the end of a prompt that it does not read
+        with surviving(signal.SIGINT, signal.SIGTERM), quiet(always=True):
             server.run(sockets=[listener])
     finally:
         studio.close()

@@ -30,6 +30,7 @@ def serving(engine: Engine, allowed: Sequence[bytes] = (), canary_every: float =
         app_of(Service(engine, "tiny", allowed, canary_every)), port=0, log_config=None, access_log=False
     )
     listening, server = config.bind_socket(), uvicorn.Server(config)
+    listening.listen()
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()
     try:

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -224,6 +225,15 @@ def test_a_request_of_a_client_that_has_gone_is_not_generated(engine: Engine, ti
         assert runs == []
         assert metric(client, "excise_requests_total", status="499") == 1
     handle.remove()
+
+
+def test_a_client_that_goes_while_it_sends_is_no_error_of_the_service(engine: Engine) -> None:
+    with serving(engine) as client:
+        with socket.create_connection(("127.0.0.1", client.base_url.port or 0)) as sending:
+            sending.sendall(b'POST /v1/images HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\n{"prompt"')
+        while not metric(client, "excise_request_seconds_count"):
+            time.sleep(0.01)
+        assert metric(client, "excise_requests_total", status="499") == 1
 
 
 def test_no_log_line_holds_a_prompt(engine: Engine, tiny_pipe: Any, capfd: pytest.CaptureFixture[str]) -> None:
