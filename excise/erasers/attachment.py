@@ -336,7 +336,7 @@ class Attachment:
         self._checks.after(call, made)
 
     def refuse_early(self, call: Call) -> None:
-        """Raise InvalidSetting if the call makes its pipeline read a text encoder before one of the edits."""
+        """Refuse a call that reads a text encoder before one of the edits, or pads prompts to another length."""
         self._checks.refuse_early(call)
 
     def refuse_changed(self) -> None:

@@ -133,7 +133,7 @@ class Host(Protocol):
         ...
 
     def refuse_early(self, call: Call) -> None:
-        """Refuse a call that makes its pipeline read a text encoder before one of the edits."""
+        """Refuse a call that reads a text encoder before one of the edits, or pads prompts to another length."""
         ...
 
     def before_prompt(self, call: Call) -> None:
