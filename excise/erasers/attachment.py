@@ -74,13 +74,18 @@ class Attachment:
         on_bypass: OnBypass | None = None,
         allow_amplify: bool = False,
         enabled: bool = True,
+        trial: bool = False,
     ) -> None:
+        """Attach as `Eraser.attach` does.
+
+        On `trial` it can only be measured: it acts in no image, goes by no name, and may be attached already.
+        """
         check_pipeline(pipe)
         if name is not None and not (isinstance(name, str) and name):
             raise InvalidSetting(f"an eraser's name cannot be {name!r}; give a non-empty text")
         self.eraser, self.pipe, self.strict, self.name = eraser, pipe, strict, name or eraser.name
         self.on_bypass = on_bypass or ("raise" if strict else "allow")
-        self.allow_amplify = allow_amplify
+        self.allow_amplify, self.trial = allow_amplify, trial
         self.sae = self._checked_sae(sae)
         self.number = next(_NUMBERS)
         """Serial number of the attachment."""
@@ -110,7 +115,8 @@ class Attachment:
         try:
             with setting.LOCK:
                 self.encoded_by = self._encoded_by() if eraser.edits and not self.edits else None
-                self._refuse_taken(modules, strength)
+                if not trial:
+                    self._refuse_taken(modules, strength)
                 self._leave_entrances = Entrance.add(self, [*text_encoders(pipe).values(), *denoisers(pipe)])
                 self._guard = Guard.join(pipe, self)
                 watched = bool(self.eraser.text_edits)
@@ -127,6 +133,8 @@ class Attachment:
             for hook in self.hooks:
                 hook.prepare()
             self.shift = self.prove()
+            if trial:
+                return
             with setting.LOCK:
                 self.attached = True
                 setting.join(self)
@@ -149,10 +157,15 @@ class Attachment:
                 f"{self.encoded_by.strength}; set the strength there"
             )
         others = [hook.attachment for module in modules if (edits := found_on(module, Edits)) for hook in edits.hooks]
-        if any(other.eraser.digest == self.eraser.digest for other in others if not other.detached):
+        if any(other.eraser.digest == self.eraser.digest for other in others if other.listed):
             raise InvalidSetting(f"eraser {self.eraser.name!r} is attached to this pipeline already; unload it first")
         if self.name in (*Guard.names(self.pipe), *Tally.names(self.pipe)):
             raise InvalidSetting(f"an eraser called {self.name!r} is attached already; give this one another name")
+
+    @property
+    def listed(self) -> bool:
+        """Whether it acts in images that begin from now on, or will when it is proved, so that its name is taken."""
+        return not (self.detached or self.trial)
 
     @property
     def commit(self) -> str | None:
@@ -285,7 +298,7 @@ class Attachment:
             self._leave_entrances, self._unlock, self._counted = _nothing, [], []
 
     def __enter__(self) -> Attachment:
-        if not self.attached:
+        if self.detached:
             raise ExciseError(f"eraser {self.name!r} was detached; attach it again")
         return self
 

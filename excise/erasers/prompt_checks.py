@@ -119,8 +119,8 @@ class PromptChecks:
                 continue
             if part_of(call.pipe, component) is part:
                 self.host.bypass(
-                    f"max_sequence_length is {length}, but eraser {self.host.eraser.name!r} was fitted at {fitted}, and "
-                    f"every state of {component} depends on it; pass max_sequence_length={fitted}"
+                    f"max_sequence_length is {length}, but eraser {self.host.eraser.name!r} was fitted at {fitted}, "
+                    f"and every state of {component} depends on it; pass max_sequence_length={fitted}"
                 )
 
     def refuse_changed(self) -> None:

@@ -99,8 +99,8 @@ class Host(Protocol):
     @property
     def attached(self) -> bool: ...
     @property
-    def detached(self) -> bool:
-        """Whether it acts in no image that begins from now on."""
+    def listed(self) -> bool:
+        """Whether it acts in images that begin from now on, or will when it is proved."""
         ...
 
     @property
