@@ -28,6 +28,7 @@ from excise.erasers.guard.self_test import moved
 from excise.erasers.guard.tally import Tally
 from excise.erasers.hooks import setting
 from excise.erasers.hooks.context import Call, is_proving
+from excise.erasers.hooks.counters import Counters
 from excise.erasers.hooks.edit_hook import EditHook, Edits
 from excise.erasers.hooks.known_vectors import UNKNOWN
 from excise.erasers.hooks.setting import Entrance
@@ -93,6 +94,7 @@ class Attachment:
         """The eraser's attachment to the pipeline that encodes the prompts, if this one has no text encoders."""
         self._strength, self._enabled, self.attached = self.check_strength(strength), enabled, False
         self._hooks: list[tuple[nn.Module, EditHook, Callable[[], None]]] = []
+        self._removed: list[Counters] = []
         self._prompts = self._bypasses = 0
         self._reported = 0, 0, 0.0
         self._counting = threading.RLock()
@@ -262,7 +264,7 @@ class Attachment:
             "neurons": [edit.neurons for edit in self.edits],
             "canary_shift": self.shift,
             "prompts_encoded": self._prompts,
-            "rows_edited": sum(hook.counters.total()[0] for hook in self.hooks),
+            "rows_edited": self._totals()[0],
         }
 
     def detach(self) -> None:
@@ -273,11 +275,10 @@ class Attachment:
         with setting.LOCK:
             was, again, self.attached, self.detached = self.attached, self.detached, False, True
             if was:
+                self._audit("detached")
                 setting.leave(self, self._take_off)
             elif not again:
                 self._take_off()
-        if was:
-            self._audit("detached")
 
     def _take_off(self) -> None:
         with setting.LOCK:
@@ -294,7 +295,9 @@ class Attachment:
                 self.transcript.leave(self)
             self._leave_entrances()
             self._checks.end()
+            self._removed += [hook.counters for hook in self.hooks]
             self._hooks.clear()
+            setting.LOCK.after(self._emit_rest)
             self._leave_entrances, self._unlock, self._counted = _nothing, [], []
 
     def __enter__(self) -> Attachment:
@@ -467,13 +470,22 @@ class Attachment:
 
         setting.LOCK.after(audit)
 
+    def _totals(self) -> tuple[int, float]:
+        """Return the rows edited and the sum of their norms, by hooks that were removed too. This waits for devices."""
+        totals = [counters.total() for counters in (*self._removed, *(hook.counters for hook in self.hooks))]
+        return sum(rows for rows, _ in totals), sum(norm for _, norm in totals)
+
+    def _emit_rest(self) -> None:
+        """Emit an event for rows edited since `detached`, in images that began before."""
+        if telemetry.listening() and self._totals()[0] > self._reported[1]:
+            self._emit("encoded")
+
     def _emit(self, kind: telemetry.Kind) -> None:
         """Emit an event with the counts since the event before."""
         if not telemetry.listening():
             return
         with self._counting:
-            totals = [hook.counters.total() for hook in self.hooks]
-            now = self._prompts, sum(rows for rows, _ in totals), sum(norm for _, norm in totals)
+            now = self._prompts, *self._totals()
             calls, rows, norm = (max(0, new - old) for new, old in zip(now, self._reported, strict=True))
             self._reported = now
         strength = self.encoding._strength if self.enabled else 0.0

@@ -44,7 +44,9 @@ class PromptChecks:
         if self._differences:
             text = f"eraser {host.eraser.name!r} was made for another pipeline ({'; '.join(self._differences)})"
             if strict:
-                raise WrongModel(f"{text}; fit it for this one, or attach with strict=False if you know why")
+                inversion = any("tokenizer differs" in clause for clause in self._differences)
+                undo = "unload a textual inversion (pipe.unload_textual_inversion()), " * inversion
+                raise WrongModel(f"{text}; {undo}fit it for this one, or attach with strict=False if you know why")
             warnings.warn(text, stacklevel=4)
 
     def begin(self) -> None:
@@ -148,8 +150,9 @@ class PromptChecks:
                 other_code = False  # one message is enough
                 what = "denoiser" if self._only_denoiser_differs(now) else "text encoder"
                 yield (
-                    f"the {what} changed after eraser {self.host.name!r} was attached (weights, tokenizer or a LoRA); "
-                    "undo that (pipe.unload_lora_weights() removes a LoRA), or fit an eraser for the changed pipeline"
+                    f"the {what} changed after eraser {self.host.name!r} was attached (weights, tokenizer, a LoRA or a "
+                    "textual inversion); undo that (pipe.unload_lora_weights(), pipe.unload_textual_inversion()), or "
+                    "fit an eraser for the changed pipeline"
                 )
             else:
                 self._weights = now

@@ -55,7 +55,9 @@ def of_labels(pipe: Any, site: Site, out: Path) -> Any:
 
 def of_pictures(pipe: Any, site: Site, out: Path) -> Any:
     config, site = replace(CONFIG, batch=32, tokens=256), block_site(pipe, "up_blocks.0.attentions.0")
-    return train_block_sae(pipe, site, [Labelled(text, ()) for text in PROMPTS[:2]], config, out, Labels(supervised=False), steps=2)
+    return train_block_sae(
+        pipe, site, [Labelled(text, ()) for text in PROMPTS[:2]], config, out, Labels(supervised=False), steps=2
+    )
 
 
 @pytest.mark.parametrize("train", [of_api, of_shards, of_labels, of_pictures])
