@@ -68,10 +68,10 @@ def test_training(
     with loud.attach(pipe, enabled=False):  # a wrapped encoder reads in other batches, which round otherwise
         alone = train(pipe, tiny_site, tmp_path / "alone").state_dict()
     with loud.attach(pipe) as attachment:
-        beside = train(pipe, tiny_site, tmp_path / "beside").state_dict()
+        beside = train(pipe, tiny_site, tmp_path / "attached").state_dict()
         assert attachment.status()["prompts_encoded"] == attachment.status()["rows_edited"] == 0
     assert all(torch.equal(alone[name], beside[name]) for name in alone)
-    one, other = (card(tmp_path / name).get("metrics", {}) for name in ("alone", "beside"))
+    one, other = (card(tmp_path / name).get("metrics", {}) for name in ("alone", "attached"))
     assert {k: v for k, v in one.items() if "second" not in k} == {k: v for k, v in other.items() if "second" not in k}
 
 
