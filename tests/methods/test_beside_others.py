@@ -48,7 +48,7 @@ def test_a_fit_beside_an_eraser_of_its_name_is_the_same_to_the_bit(
         assert excise.list_erasers(tiny_pipe) == {"gun-snce": attached.status()}
         again = quietly(lambda: fit(tiny_pipe, both, CONFIG, sae=word_sae))
     with again.attach(tiny_pipe):
-        assert quietly(lambda: fit(tiny_pipe, both, CONFIG, sae=word_sae)).pack() == alone.pack(), "the same one is attached"
+        assert quietly(lambda: fit(tiny_pipe, both, CONFIG, sae=word_sae)).pack() == alone.pack()
 
 
 def test_methods_joined_beside_an_eraser_of_their_name(
