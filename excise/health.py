@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from excise.erasers.attachment import Attachment
 from excise.erasers.loaded import loaded_on
 from excise.errors import ExciseError, InvalidSetting, one_line
-from excise.pipeline import Pipeline, check_pipeline
+from excise.pipeline import Pipeline
 
 SHORTEST_DIGEST = 12
 """Fewest digits of a digest that name an eraser."""
@@ -47,7 +47,6 @@ def ready(
         >>> health.ready(pipe, {"gun": "f0a1d8b3c2e4"})
         []
     """
-    check_pipeline(pipe)
     loaded = loaded_on(pipe)
     if require is None:
         require = {name: attachment.eraser.digest for name, attachment in loaded.items()}

@@ -28,6 +28,7 @@ from excise.erasers.guard.self_test import moved
 from excise.erasers.guard.tally import Tally
 from excise.erasers.hooks import setting
 from excise.erasers.hooks.context import Call, is_proving
+from excise.erasers.hooks.counters import Counters
 from excise.erasers.hooks.edit_hook import EditHook, Edits
 from excise.erasers.hooks.known_vectors import UNKNOWN
 from excise.erasers.hooks.setting import Entrance
@@ -74,13 +75,18 @@ class Attachment:
         on_bypass: OnBypass | None = None,
         allow_amplify: bool = False,
         enabled: bool = True,
+        trial: bool = False,
     ) -> None:
+        """Attach as `Eraser.attach` does.
+
+        On `trial` it can only be measured: it acts in no image, goes by no name, and may be attached already.
+        """
         check_pipeline(pipe)
         if name is not None and not (isinstance(name, str) and name):
             raise InvalidSetting(f"an eraser's name cannot be {name!r}; give a non-empty text")
         self.eraser, self.pipe, self.strict, self.name = eraser, pipe, strict, name or eraser.name
         self.on_bypass = on_bypass or ("raise" if strict else "allow")
-        self.allow_amplify = allow_amplify
+        self.allow_amplify, self.trial = allow_amplify, trial
         self.sae = self._checked_sae(sae)
         self.number = next(_NUMBERS)
         """Serial number of the attachment."""
@@ -88,6 +94,7 @@ class Attachment:
         """The eraser's attachment to the pipeline that encodes the prompts, if this one has no text encoders."""
         self._strength, self._enabled, self.attached = self.check_strength(strength), enabled, False
         self._hooks: list[tuple[nn.Module, EditHook, Callable[[], None]]] = []
+        self._removed: list[Counters] = []
         self._prompts = self._bypasses = 0
         self._reported = 0, 0, 0.0
         self._counting = threading.RLock()
@@ -110,7 +117,8 @@ class Attachment:
         try:
             with setting.LOCK:
                 self.encoded_by = self._encoded_by() if eraser.edits and not self.edits else None
-                self._refuse_taken(modules, strength)
+                if not trial:
+                    self._refuse_taken(modules, strength)
                 self._leave_entrances = Entrance.add(self, [*text_encoders(pipe).values(), *denoisers(pipe)])
                 self._guard = Guard.join(pipe, self)
                 watched = bool(self.eraser.text_edits)
@@ -127,6 +135,8 @@ class Attachment:
             for hook in self.hooks:
                 hook.prepare()
             self.shift = self.prove()
+            if trial:
+                return
             with setting.LOCK:
                 self.attached = True
                 setting.join(self)
@@ -149,10 +159,15 @@ class Attachment:
                 f"{self.encoded_by.strength}; set the strength there"
             )
         others = [hook.attachment for module in modules if (edits := found_on(module, Edits)) for hook in edits.hooks]
-        if any(other.eraser.digest == self.eraser.digest for other in others if not other.detached):
+        if any(other.eraser.digest == self.eraser.digest for other in others if other.listed):
             raise InvalidSetting(f"eraser {self.eraser.name!r} is attached to this pipeline already; unload it first")
         if self.name in (*Guard.names(self.pipe), *Tally.names(self.pipe)):
             raise InvalidSetting(f"an eraser called {self.name!r} is attached already; give this one another name")
+
+    @property
+    def listed(self) -> bool:
+        """Whether it acts in images that begin from now on, or will when it is proved, so that its name is taken."""
+        return not (self.detached or self.trial)
 
     @property
     def commit(self) -> str | None:
@@ -249,7 +264,7 @@ class Attachment:
             "neurons": [edit.neurons for edit in self.edits],
             "canary_shift": self.shift,
             "prompts_encoded": self._prompts,
-            "rows_edited": sum(hook.counters.total()[0] for hook in self.hooks),
+            "rows_edited": self._totals()[0],
         }
 
     def detach(self) -> None:
@@ -260,11 +275,10 @@ class Attachment:
         with setting.LOCK:
             was, again, self.attached, self.detached = self.attached, self.detached, False, True
             if was:
+                self._audit("detached")
                 setting.leave(self, self._take_off)
             elif not again:
                 self._take_off()
-        if was:
-            self._audit("detached")
 
     def _take_off(self) -> None:
         with setting.LOCK:
@@ -281,11 +295,13 @@ class Attachment:
                 self.transcript.leave(self)
             self._leave_entrances()
             self._checks.end()
+            self._removed += [hook.counters for hook in self.hooks]
             self._hooks.clear()
+            setting.LOCK.after(self._emit_rest)
             self._leave_entrances, self._unlock, self._counted = _nothing, [], []
 
     def __enter__(self) -> Attachment:
-        if not self.attached:
+        if self.detached:
             raise ExciseError(f"eraser {self.name!r} was detached; attach it again")
         return self
 
@@ -336,7 +352,7 @@ class Attachment:
         self._checks.after(call, made)
 
     def refuse_early(self, call: Call) -> None:
-        """Raise InvalidSetting if the call makes its pipeline read a text encoder before one of the edits."""
+        """Refuse a call that reads a text encoder before one of the edits, or pads prompts to another length."""
         self._checks.refuse_early(call)
 
     def refuse_changed(self) -> None:
@@ -454,13 +470,22 @@ class Attachment:
 
         setting.LOCK.after(audit)
 
+    def _totals(self) -> tuple[int, float]:
+        """Return the rows edited and the sum of their norms, by hooks that were removed too. This waits for devices."""
+        totals = [counters.total() for counters in (*self._removed, *(hook.counters for hook in self.hooks))]
+        return sum(rows for rows, _ in totals), sum(norm for _, norm in totals)
+
+    def _emit_rest(self) -> None:
+        """Emit an event for rows edited since `detached`, in images that began before."""
+        if telemetry.listening() and self._totals()[0] > self._reported[1]:
+            self._emit("encoded")
+
     def _emit(self, kind: telemetry.Kind) -> None:
         """Emit an event with the counts since the event before."""
         if not telemetry.listening():
             return
         with self._counting:
-            totals = [hook.counters.total() for hook in self.hooks]
-            now = self._prompts, sum(rows for rows, _ in totals), sum(norm for _, norm in totals)
+            now = self._prompts, *self._totals()
             calls, rows, norm = (max(0, new - old) for new, old in zip(now, self._reported, strict=True))
             self._reported = now
         strength = self.encoding._strength if self.enabled else 0.0

@@ -13,7 +13,7 @@ from excise.erasers.eraser import Eraser
 from excise.erasers.guard.near import attachments_near
 from excise.erasers.hooks import setting
 from excise.errors import EraserDidNotFire, InvalidSetting, NotFound, one_line, stacklevel
-from excise.pipeline import Pipeline
+from excise.pipeline import Pipeline, check_pipeline
 
 
 def steer_guidance(pipe: Pipeline) -> bool:
@@ -25,7 +25,8 @@ def steer_guidance(pipe: Pipeline) -> bool:
 
 def loaded_on(pipe: Pipeline) -> dict[str, Attachment]:
     """Return the erasers that act on `pipe`, including those attached to a pipeline of the same components, but not one
-    that is being proved."""
+    that is being proved. Raise WrongModel for an object that is not a pipeline."""
+    check_pipeline(pipe)
     return {
         attachment.name: attachment
         for attachment in attachments_near(pipe)

@@ -12,7 +12,7 @@ from excise.erasers.eraser import Eraser, StrPath
 from excise.erasers.hooks import setting
 from excise.erasers.loaded import as_names, chosen, loaded_on, named, warn_if_weak
 from excise.erasers.several import Attachments, load_erasers
-from excise.errors import InvalidSetting, NotFound
+from excise.errors import ExciseError, InvalidSetting, NotFound
 from excise.hub import fetch
 from excise.pipeline import check_pipeline
 
@@ -85,35 +85,44 @@ def load_eraser(
         >>> excise.load_eraser(pipe, "owner/gun-eraser", name="gun", revision="6ba7b81", strength=0.8)
     """
     check_pipeline(pipe)
-    found = fetch(
+    loaded = _read(
         source,
-        (*FILES, SIGNATURE),
-        "eraser",
         revision=revision,
         subfolder=subfolder,
         token=token,
-        local_files_only=local_files_only,
         cache_dir=cache_dir,
+        local_files_only=local_files_only,
+        signed_by=signed_by,
+        require_signature=require_signature,
+        digest=digest,
+        concept=concept,
     )
     options: dict[str, Any] = {"strength": strength, "strict": strict, "sae": sae}
     options |= {"on_bypass": on_bypass, "allow_amplify": allow_amplify, "enabled": enabled}
+    if len(loaded) > 1 and name is not None:
+        raise InvalidSetting(f"{source} holds {len(loaded)} erasers, which keep their own names; leave `name` out")
+    (eraser, *others) = loaded.values()
+    made = Attachments.of(pipe, loaded, **options) if others else eraser.attach(pipe, name=name, **options)
+    warn_if_weak(loaded.values())
+    return made
+
+
+_READING = ("revision", "subfolder", "token", "cache_dir", "local_files_only")
+_REQUIRED = ("signed_by", "require_signature", "digest", "concept")
+
+
+def _read(source: StrPath, **options: Any) -> dict[str, Eraser]:
+    """Return the erasers of a folder or repository by name. The options are those of `load_eraser`."""
+    found = fetch(source, (*FILES, SIGNATURE), "eraser", **{k: options[k] for k in _READING if k in options})
+    required = {key: options[key] for key in _REQUIRED if key in options}
     folders = eraser_folders(found.folder)
     if len(folders) > 1:
-        if name is not None:
-            raise InvalidSetting(f"{source} holds {len(folders)} erasers, which keep their own names; leave `name` out")
-        if digest is not None or concept is not None:
+        if any(required.pop(key, None) is not None for key in ("digest", "concept")):
             raise InvalidSetting(f"{source} holds {len(folders)} erasers; pin one of them, named by its own folder")
-        loaded = load_erasers(folders, signed_by=signed_by, require_signature=require_signature)
-        several = Attachments.of(pipe, loaded, **options)
-        warn_if_weak(loaded.values())
-        return several
-    eraser = Eraser.load(
-        folders[0], signed_by=signed_by, require_signature=require_signature, digest=digest, concept=concept
-    )
+        return load_erasers(folders, **required)
+    eraser = Eraser.load(folders[0], **required)
     object.__setattr__(eraser, "commit", found.commit)
-    attachment = eraser.attach(pipe, name=name, **options)
-    warn_if_weak([eraser])
-    return attachment
+    return {eraser.name: eraser}
 
 
 def unload_eraser(pipe: Pipeline, name: str | None = None) -> None:
@@ -177,17 +186,18 @@ def replace_eraser(pipe: Pipeline, name: str, source: StrPath, **options: Any) -
     """Replace a loaded eraser by another one. At every moment one of the two is active.
 
     The new eraser is loaded and proved first. Then it takes over the name, the strength and whether it is enabled.
-    Images that began before end under the old eraser. If the new one is refused, the old one stays.
+    Images that began before end under the old eraser. If the new one is refused, the old one stays. If it is the same
+    eraser, that one stays attached.
 
     Args:
         pipe: The pipeline.
         name: Name of the loaded eraser.
         source: A folder, or `OWNER/NAME` on the hub, of the new one.
         options: As for `load_eraser`, except `name` and `enabled`. The old eraser's `strength`, `strict`, `on_bypass`
-            and `allow_amplify` are the defaults.
+            and `allow_amplify` are the defaults, as they are when the new one takes over.
 
     Returns:
-        The new attachment, under the old name.
+        The new attachment, under the old name; the old one if it is the same eraser.
 
     Raises:
         NotFound: if no eraser of that name is loaded, or none is at `source`.
@@ -197,19 +207,32 @@ def replace_eraser(pipe: Pipeline, name: str, source: StrPath, **options: Any) -
         >>> excise.replace_eraser(pipe, "gun", "erasers/gun-2")
     """
     (old,) = named(pipe, [name])
-    keeps: dict[str, Any] = {name: getattr(old, name) for name in ("strict", "on_bypass", "allow_amplify")}
-    keeps |= {"strength": old.encoding._strength, "enabled": False}
-    new = load_eraser(pipe, source, f"{name} (new)", **{**keeps, **options})
-    if not isinstance(new, Attachment):
-        new.detach()
+    reading = {key: options.pop(key) for key in (*_READING, *_REQUIRED) if key in options}
+    (eraser, *others) = _read(source, **reading).values()
+    if others:
         raise InvalidSetting(f"{source} holds several erasers; name the folder of one")
+    if eraser.digest == old.eraser.digest:
+        for key in ("allow_amplify", "on_bypass", "strength"):
+            if options.get(key) is not None:
+                setattr(old, key, options[key])
+        return old
+    keeps = {"strict": old.strict, "allow_amplify": old.allow_amplify, **options}
+    new = eraser.attach(pipe, name=f"{name} (new)", enabled=False, **keeps)
     with setting.LOCK:
-        if old.detached:
+        try:
+            if old.detached:
+                raise NotFound(f"eraser {name!r} was unloaded or replaced meanwhile")
+            if "on_bypass" not in options:
+                new.on_bypass = old.on_bypass
+            if "strength" not in options and new.encoded_by is None:  # else the pipeline that encodes has the strength
+                new._strength = new.check_strength(old.encoding._strength)
+        except ExciseError:
             new.detach()
-            raise NotFound(f"eraser {name!r} was unloaded or replaced meanwhile")
+            raise
         new.name, new.encoding._enabled = name, old.encoding._enabled
         old.detach()
         setting.changed()
+    warn_if_weak([eraser])
     return new
 
 

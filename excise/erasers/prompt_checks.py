@@ -44,7 +44,9 @@ class PromptChecks:
         if self._differences:
             text = f"eraser {host.eraser.name!r} was made for another pipeline ({'; '.join(self._differences)})"
             if strict:
-                raise WrongModel(f"{text}; fit it for this one, or attach with strict=False if you know why")
+                inversion = any("tokenizer differs" in clause for clause in self._differences)
+                undo = "unload a textual inversion (pipe.unload_textual_inversion()), " * inversion
+                raise WrongModel(f"{text}; {undo}fit it for this one, or attach with strict=False if you know why")
             warnings.warn(text, stacklevel=4)
 
     def begin(self) -> None:
@@ -99,11 +101,29 @@ class PromptChecks:
                 self.host.bypass(ip_adapter_message(self.host))
 
     def refuse_early(self, call: Call) -> None:
-        """Raise InvalidSetting if the call makes its pipeline read a text encoder before one of the edits."""
+        """Refuse a call that reads a text encoder before one of the edits, or pads prompts to another length."""
         for edit in self.host.eraser.text_edits:
             component = edit.site.component
             if component in self.edited and part_of(call.pipe, component) is self.edited[component]:
                 refuse_early_tap(call.pipe, edit, call.arguments.get("clip_skip"), self.host.eraser.name)
+        self._refuse_length(call)
+
+    def _refuse_length(self, call: Call) -> None:
+        """Refuse a call that pads the prompt to another length than the one at which the eraser was fitted."""
+        length, family = call.arguments.get("max_sequence_length"), family_of(call.pipe)
+        if length is None or "conditional" not in call.branches:
+            return
+        lengths = self.host.eraser.made_for.get("lengths", {})
+        for component, fitted in lengths.items() if isinstance(lengths, dict) else ():
+            encoder = family.encoder(component) if family is not None else None
+            part = self.edited.get(component)
+            if length == fitted or (encoder and encoder.masked) or part is None:
+                continue
+            if part_of(call.pipe, component) is part:
+                self.host.bypass(
+                    f"max_sequence_length is {length}, but eraser {self.host.eraser.name!r} was fitted at {fitted}, "
+                    f"and every state of {component} depends on it; pass max_sequence_length={fitted}"
+                )
 
     def refuse_changed(self) -> None:
         """Refuse weights, code, adapters or vocabularies that differ from those at attach time.
@@ -130,8 +150,9 @@ class PromptChecks:
                 other_code = False  # one message is enough
                 what = "denoiser" if self._only_denoiser_differs(now) else "text encoder"
                 yield (
-                    f"the {what} changed after eraser {self.host.name!r} was attached (weights, tokenizer or a LoRA); "
-                    "undo that (pipe.unload_lora_weights() removes a LoRA), or fit an eraser for the changed pipeline"
+                    f"the {what} changed after eraser {self.host.name!r} was attached (weights, tokenizer, a LoRA or a "
+                    "textual inversion); undo that (pipe.unload_lora_weights(), pipe.unload_textual_inversion()), or "
+                    "fit an eraser for the changed pipeline"
                 )
             else:
                 self._weights = now

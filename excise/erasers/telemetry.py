@@ -29,7 +29,7 @@ class Event:
     name: str
     """Its name on this pipeline."""
     calls: int = 0
-    """`encode_prompt` calls."""
+    """Number of prompts encoded: a call of `encode_prompt` with several counts each of them."""
     rows_edited: int = 0
     """Number of text states changed; 0 for a prompt in which the neuron does not fire."""
     mean_delta_norm: float = 0.0
@@ -124,11 +124,10 @@ def opentelemetry_exporter(meter: Meter | None = None) -> Callable[[], None]:
     def count(event: Event) -> None:
         labels = {"excise.eraser": event.eraser, "excise.eraser.name": event.name}
         if event.kind == "bypass":
-            bypasses.add(max(event.calls, 1), labels)
-        elif event.kind == "encoded":
-            prompts.add(event.calls, labels)
-            rows.add(event.rows_edited, labels)
-            if event.rows_edited:
-                norms.record(event.mean_delta_norm, labels)
+            bypasses.add(1, labels)
+        prompts.add(event.calls, labels)
+        rows.add(event.rows_edited, labels)
+        if event.rows_edited:
+            norms.record(event.mean_delta_norm, labels)
 
     return on_event(count)

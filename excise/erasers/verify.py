@@ -232,7 +232,8 @@ def _attached(eraser: Eraser, pipe: Pipeline, saes: dict[str, TopKSAE]) -> Attac
     whole = next((saes[edit.sae_digest] for edit in eraser.edits if edit.needs_sae and edit.sae_digest in saes), None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return eraser.attach(pipe, strict=False, sae=whole if whole is not None else next(iter(saes.values()), None))
+        whole = whole if whole is not None else next(iter(saes.values()), None)
+        return Attachment(eraser, pipe, strict=False, sae=whole, trial=True)
 
 
 def _kept(kept: list[Removal]) -> str:

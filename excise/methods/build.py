@@ -7,7 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 from excise.concepts import Concept
-from excise.erasers import Eraser, made_for
+from excise.erasers import Attachment, Eraser, made_for
 from excise.erasers.edits.registry import Edit
 from excise.methods.judging import Figures, with_verdict
 from excise.pipeline import Pipeline
@@ -30,7 +30,7 @@ def build_eraser(
     canary: str = "",
     figures: Figures | None = None,
 ) -> Eraser:
-    """Build an eraser of `edits`, and attach it once to check that it fires on the concept's first prompt.
+    """Build an eraser of `edits`, and attach it on trial to check that it fires on the concept's first prompt.
 
     Its verdict lists which of the concept's mentions it affects, and `figures`. `settings` are the method's, as json.
     `canary` replaces the concept's first prompt.
@@ -47,5 +47,5 @@ def build_eraser(
         canary=(canary or (concept.pairs[0].concept if concept.pairs else f"a picture of {concept.mentions[0]}"),),
         method=method,
     )
-    with eraser.attach(pipe, sae=sae) as attachment:
+    with Attachment(eraser, pipe, sae=sae, trial=True) as attachment:
         return with_verdict(attachment, concept, figures=figures)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from excise.concepts import Concept
-from excise.erasers import Eraser
+from excise.erasers import Attachment, Eraser
 from excise.errors import InvalidSetting
 from excise.methods.base import AND, Method
 from excise.methods.judging import with_verdict
@@ -53,7 +53,7 @@ class Joined:
             canary=made[0].canary[:1],
             canary_shift=0.0,
         )
-        with whole.attach(pipe) as attachment:
+        with Attachment(whole, pipe, trial=True) as attachment:
             both = with_verdict(attachment, concept)
         # The parts' measurements go into the verdict too; the whole eraser's own values take precedence.
         found = {key: value for eraser in made for key, value in eraser.verdict.items()}

@@ -22,6 +22,7 @@ from excise.concepts.sentences import group_sentences, sentences
 from excise.erasers import Attachment, Eraser, SAEEdit
 from excise.erasers.artefact.verdict import WeakEraser
 from excise.erasers.guard.self_test import moved
+from excise.erasers.hooks.context import proving
 from excise.erasers.proof.effects import text_changes
 from excise.errors import stacklevel
 from excise.methods.prompt_codes import features
@@ -161,7 +162,8 @@ def _mentions(attachment: Attachment, concept: Concept, moves: Mapping[str, floa
             rows.append({"word": word, "caught": by >= CAUGHT * attachment.shift, "moved": float(by)})
         return rows
     forms = {word: sentences(word, concept.kind) for word in concept.mentions}
-    changes = iter(text_changes(pipe, [text for own in forms.values() for text in own]))
+    with proving(attachment):  # other attached erasers may change these sentences too
+        changes = iter(text_changes(pipe, [text for own in forms.values() for text in own]))
     by_word = {word: [next(changes) for _ in own] for word, own in forms.items()}
     name = concept.name if concept.name in by_word else concept.mentions[0]
     whole = sum(by_word[name])

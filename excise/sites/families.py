@@ -22,6 +22,8 @@ class Encoder:
     component: str = "text_encoder"
     glyphs: bool = False
     """Whether it reads only quoted text to be rendered as letters. An eraser need not cover it."""
+    masked: bool = False
+    """Whether padding is masked, so that a word's state does not depend on the length that the prompt is padded to."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +77,10 @@ FAMILIES = (
     Family("Lumina 2", ("Lumina2",), (Encoder("layers", (-2,)),), separate=True),
     Family("Qwen-Image", ("QwenImage",), (Encoder(_QWEN_VL),)),
     Family("Z-Image", ("ZImage",), (Encoder("layers", (-2,)),), separate=True),
-    Family("PixArt", ("PixArt",), (Encoder(_T5),), one_call=True),
+    Family("PixArt", ("PixArt",), (Encoder(_T5, masked=True),), one_call=True),
     Family("Kandinsky 5", ("Kandinsky5",), (Encoder(_QWEN_VL), _second(_CLIP))),
     Family("HunyuanImage", ("HunyuanImage",), (Encoder(_QWEN_VL, (-3,)), _second(_T5, glyphs=True))),
-    Family("Wan", ("Wan",), (Encoder(_T5),), separate=True),
+    Family("Wan", ("Wan",), (Encoder(_T5, masked=True),), separate=True),
     Family("text encoder alone", ("TextEncoding",), (Encoder("encoder.layer"),)),
     Family("language model", ("LanguageModel",), (Encoder(_LLM),)),
 )

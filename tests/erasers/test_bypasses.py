@@ -276,7 +276,29 @@ def test_a_lora_that_was_there_set_otherwise(tiny_pipe: Any, gun_edit: SAEEdit, 
 def test_a_textual_inversion_loaded_later(tiny_pipe: Any, refused: Any) -> None:
     tiny_pipe.tokenizer = copy.deepcopy(tiny_pipe.tokenizer)  # the tests share one
     word = {"<gun-like>": torch.randn(64)}
-    refused(lambda pipe: pipe.load_textual_inversion(word, token="<gun-like>"), "the text encoder changed")
+    refused(
+        lambda pipe: pipe.load_textual_inversion(word, token="<gun-like>"),
+        r"the text encoder changed.*unload_textual_inversion",
+    )
+
+
+def test_a_textual_inversion_that_was_there(tiny_pipe: Any, gun_eraser: Eraser, gun_edit: SAEEdit) -> None:
+    """What the refusals say to do works, before and after attaching."""
+    tiny_pipe.tokenizer = copy.deepcopy(tiny_pipe.tokenizer)
+    word = {"<relic>": torch.randn(64)}
+    tiny_pipe.load_textual_inversion(word, token="<relic>")
+    with pytest.raises(ExciseError, match=r"tokenizer differs\); unload a textual inversion \(pipe.unload_textual_inv"):
+        gun_eraser.attach(tiny_pipe)
+    with Eraser((gun_edit,), "with it", "gun", ("gun",), made_for(tiny_pipe), canary=(GUN,)).attach(tiny_pipe):
+        draw(tiny_pipe)
+    tiny_pipe.unload_textual_inversion()
+    with gun_eraser.attach(tiny_pipe):
+        drawn = draw(tiny_pipe)
+        tiny_pipe.load_textual_inversion(word, token="<relic>")
+        with pytest.raises(EraserDidNotFire, match="the text encoder changed"):
+            draw(tiny_pipe)
+        tiny_pipe.unload_textual_inversion()
+        assert torch.equal(draw(tiny_pipe), drawn)
 
 
 def test_a_word_added_to_the_tokenizer(tiny_pipe: Any, gun_eraser: Eraser) -> None:

@@ -11,6 +11,7 @@ import torch
 from huggingface_hub import constants
 
 import excise
+import excise.health
 from excise.erasers import Eraser
 from excise.erasers.artefact.verdict import WeakEraser
 from excise.errors import EraserDidNotFire, ExciseError
@@ -115,8 +116,27 @@ def test_an_impossible_setting_changes_nothing(tiny_pipe: Any, saved: Path) -> N
         assert excise.list_erasers(tiny_pipe)["gun"]["strength"] == 0.7
     with pytest.raises(ExciseError, match="no eraser called 'knife'"):
         excise.unload_eraser(tiny_pipe, "knife")
-    with pytest.raises(ExciseError, match="loaded are none"):
-        excise.set_erasers(object(), "gun")
+
+
+def test_what_is_not_a_pipeline_is_refused(tiny_pipe: Any, saved: Path) -> None:
+    excise.load_eraser(tiny_pipe, saved, name="gun")
+    calls: list[Any] = [
+        excise.unload_eraser,
+        excise.enable_erasers,
+        excise.disable_erasers,
+        excise.list_erasers,
+        excise.get_active_erasers,
+        lambda pipe: excise.set_erasers(pipe, []),
+        lambda pipe: excise.delete_erasers(pipe, []),
+        lambda pipe: excise.replace_eraser(pipe, "gun", saved),
+        lambda pipe: excise.using(pipe, {}).__enter__(),
+        excise.health.ready,
+    ]
+    for given, what in (("gun", "'gun'"), (tiny_pipe.unet, "a UNet2DConditionModel"), (None, "a NoneType")):
+        for call in calls:
+            with pytest.raises(excise.WrongModel, match=f"^{what} is not a pipeline; load one"):
+                call(given)
+    assert excise.get_active_erasers(tiny_pipe) == ["gun"]
 
 
 def test_a_name_is_given_once(tiny_pipe: Any, gun_eraser: Eraser, saved: Path) -> None:
@@ -206,3 +226,47 @@ def test_an_eraser_that_is_being_proved_is_not_listed(
     with gun_eraser.attach(tiny_pipe, name="gun"):
         assert excise.get_active_erasers(tiny_pipe) == ["gun"]
     assert seen == [([], {})]
+
+
+def test_a_setting_made_while_the_new_eraser_loads_is_taken_over(
+    tiny_pipe: Any, gun_eraser: Eraser, saved: Path, tmp_path: Path
+) -> None:
+    """Another thread sets the old eraser while the new one is being proved."""
+    second(gun_eraser).save(tmp_path / "second")
+    old = excise.load_eraser(tiny_pipe, saved, name="gun", on_bypass="warn")
+    encode = tiny_pipe.text_encoder.register_forward_hook(lambda module, given, made: setting_it())
+
+    def setting_it() -> None:
+        excise.set_erasers(tiny_pipe, "gun", 0.25)
+        old.on_bypass = "raise"  # type: ignore[union-attr]
+
+    new = excise.replace_eraser(tiny_pipe, "gun", tmp_path / "second")
+    encode.remove()
+    assert (new.name, new.eraser.name, new.strength, new.on_bypass) == ("gun", "second", 0.25, "raise")
+    given = excise.replace_eraser(tiny_pipe, "gun", saved, strength=0.5, on_bypass="warn")
+    assert (given.strength, given.on_bypass) == (0.5, "warn")
+    assert excise.get_active_erasers(tiny_pipe) == ["gun"]
+
+
+def test_a_negative_strength_is_taken_over_only_if_the_new_eraser_may_amplify(
+    tiny_pipe: Any, gun_eraser: Eraser, saved: Path, tmp_path: Path
+) -> None:
+    second(gun_eraser).save(tmp_path / "second")
+    old = excise.load_eraser(tiny_pipe, saved, name="gun", strength=-1.0, allow_amplify=True)
+    with pytest.raises(excise.InvalidSetting, match="would amplify"):
+        excise.replace_eraser(tiny_pipe, "gun", tmp_path / "second", allow_amplify=False)
+    assert excise.list_erasers(tiny_pipe) == {"gun": old.status()}
+    assert excise.replace_eraser(tiny_pipe, "gun", tmp_path / "second").strength == -1.0
+
+
+def test_replacing_an_eraser_by_itself_keeps_it_attached(tiny_pipe: Any, gun_eraser: Eraser, saved: Path) -> None:
+    old = excise.load_eraser(tiny_pipe, saved, name="gun", strength=0.75)
+    assert excise.replace_eraser(tiny_pipe, "gun", saved) is old
+    assert (old.attached, old.strength, excise.get_active_erasers(tiny_pipe)) == (True, 0.75, ["gun"])  # type: ignore
+    assert excise.replace_eraser(tiny_pipe, "gun", saved, strength=0.5).strength == 0.5
+    with pytest.raises(excise.Tampered, match="digest"):
+        excise.replace_eraser(tiny_pipe, "gun", saved, digest="0" * 64)
+    second(gun_eraser).save(saved.parent / "both" / "second")
+    gun_eraser.save(saved.parent / "both" / "gun")
+    with pytest.raises(excise.InvalidSetting, match="several erasers; name the folder of one"):
+        excise.replace_eraser(tiny_pipe, "gun", saved.parent / "both")

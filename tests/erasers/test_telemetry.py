@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import subprocess
@@ -18,8 +19,16 @@ import excise
 from excise.erasers import Eraser, telemetry
 from excise.erasers.telemetry import Event, emit, on_event
 from excise.errors import ExciseError
+from tests.erasers.edits.test_block_sae import drawn, edit, eraser, sae
+
+__all__ = ["drawn", "edit", "eraser", "sae"]
 
 ENCODED = Event("encoded", "0123456789ab", "gun", calls=1, rows_edited=12, mean_delta_norm=1.5)
+
+
+def draw(pipe: Any, **options: Any) -> None:
+    how = {"num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "latent"}
+    pipe("a gun on grass", generator=torch.Generator().manual_seed(3), **how, **options)
 
 
 @pytest.fixture(autouse=True)
@@ -139,7 +148,7 @@ def test_opentelemetry_counts_by_eraser() -> None:
     emit(replace(ENCODED, rows_edited=0, mean_delta_norm=0.0))
     emit(replace(ENCODED, rows_edited=3, mean_delta_norm=0.5))
     emit(Event("encoded", "ba9876543210", "knife", calls=2, rows_edited=1, mean_delta_norm=2.0))
-    emit(Event("bypass", "0123456789ab", "gun"))
+    emit(Event("bypass", "0123456789ab", "gun", calls=2))  # another thread has encoded two prompts meanwhile
     emit(replace(ENCODED, kind="strength", strength=0.5))
     stop()
     emit(ENCODED)
@@ -151,11 +160,35 @@ def test_opentelemetry_counts_by_eraser() -> None:
             counted.setdefault(metric.name, {})[point.attributes["excise.eraser.name"]] = value
     provider.shutdown()
     assert counted == {
-        "excise.prompts": {"gun": 3, "knife": 2},
-        "excise.rows_edited": {"gun": 15, "knife": 1},
+        "excise.prompts": {"gun": 6, "knife": 2},
+        "excise.rows_edited": {"gun": 27, "knife": 1},
         "excise.bypasses": {"gun": 1},
-        "excise.delta_norm": {"gun": (2, 2.0), "knife": (1, 2.0)},
+        "excise.delta_norm": {"gun": (3, 3.5), "knife": (1, 2.0)},
     }
+
+
+def test_rows_of_denoising_steps_come_with_the_next_event(tiny_pipe: Any, eraser: Eraser) -> None:
+    """An edit of the U-Net acts after the prompt's event."""
+    seen: list[Event] = []
+    attachment = eraser.attach(tiny_pipe)
+    remove = on_event(seen.append)
+    draw(tiny_pipe)
+    attachment.strength = 0.5
+    draw(tiny_pipe)
+    rows = attachment.status()["rows_edited"]
+    attachment.detach()
+    assert [(event.kind, event.rows_edited > 0) for event in seen] == [
+        ("encoded", False), ("strength", True), ("encoded", False), ("detached", True),
+    ]  # fmt: skip
+    assert sum(event.rows_edited for event in seen) == rows == attachment.status()["rows_edited"]
+    seen.clear()
+    attachment = eraser.attach(tiny_pipe)
+    draw(tiny_pipe, callback_on_step_end=lambda pipe, step, time, kept: attachment.detach() or kept)
+    gc.collect()
+    assert [event.kind for event in seen] == ["attached", "encoded", "detached", "encoded"]
+    assert sum(event.rows_edited for event in seen) == attachment.status()["rows_edited"]
+    assert seen[-1].rows_edited > seen[-2].rows_edited > 0
+    remove()
 
 
 def metrics_of(reader: Any) -> list[Any]:

@@ -75,6 +75,16 @@ def edit_of(eraser: Eraser) -> SAEEdit:
     return edit
 
 
+def test_an_eraser_that_is_loaded_passes_and_stays_loaded(
+    pipe: Any, made: dict[str, Eraser], failed: Callable[..., list[str]]
+) -> None:
+    with made["dog"].attach(pipe, strength=0.5) as loaded, made["apple"].attach(pipe, name="other"):
+        assert failed(made["dog"]) == []
+        assert (loaded.active, loaded.strength, list(excise.list_erasers(pipe))) == (True, 0.5, ["dog-snce", "other"])
+        with pytest.raises(excise.InvalidSetting, match="attached to this pipeline already"):
+            made["dog"].attach(pipe)
+
+
 @pytest.mark.parametrize("name", CONCEPTS)
 def test_honest_erasers_pass(made: dict[str, Eraser], failed: Callable[..., list[str]], name: str) -> None:
     assert failed(made[name]) == []

@@ -338,7 +338,10 @@ MUTANTS = [
     *of(
         "excise/erasers/guard/model_digest.py",
         "tests/erasers/guard/test_model_digest.py",
-        ("return bool(known) and _digest(encoder, HALF, naming) in known", "return bool(known)"),
+        ('return half in digests.get("bfloat16", []) and (', "return True and ("),
+        ('if not is_bfloat16 and half in digests.get("float16", []):', "if not is_bfloat16:"),
+        ("and (is_bfloat16 or _holds_bfloat16(encoder, naming))", ""),
+        (".to(w.dtype), w) for w in weights", ".to(w.dtype).half(), w.half()) for w in weights"),
         ("naming = canonical if made.get", "naming = plain if made.get"),
         ("sorted({direct, via_half})", "[direct]"),
         ("sorted({direct, via_half})", "[via_half]"),

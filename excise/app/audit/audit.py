@@ -19,6 +19,7 @@ from excise.concepts.sentences import GroupSentence, group_sentences, sentences
 from excise.erasers import Attachment, Eraser, SAEEdit
 from excise.erasers.artefact.files import SIGNATURE
 from excise.erasers.edits.sae_rows import Rows, altered_rows
+from excise.erasers.hooks.context import proving
 from excise.erasers.proof.effects import Progress, text_changes
 from excise.erasers.proof.removal import MOST_PREDICTED, can_measure_text, removed_from_prediction, removed_from_text
 from excise.erasers.proof.solved import altered_weights
@@ -178,8 +179,9 @@ class Plan:
         with attachment:
             if self.eraser.text_edits:
                 about = [self.pool.prompts[n] for n in self.pool.groups]
-                changes = dict(zip(about, text_changes(self.pipe, about, progress), strict=True))
-                effects.append(self._effects("text states", attachment, progress))
+                with proving(attachment):  # other attached erasers may change these prompts too
+                    changes = dict(zip(about, text_changes(self.pipe, about, progress), strict=True))
+                    effects.append(self._effects("text states", attachment, progress))
             if self.eraser.denoisers:
                 effects.append(self._effects("prediction", attachment, progress))
         return effects, changes

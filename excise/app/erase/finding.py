@@ -16,6 +16,7 @@ from excise.app.models.resolve import bundled_settings, parse_site, sae_folder
 from excise.concepts import Concept
 from excise.erasers import Eraser
 from excise.erasers.artefact.verdict import WeakEraser
+from excise.erasers.hooks.context import unedited
 from excise.errors import ExciseError, InvalidSetting, WeakEraserError
 from excise.methods.configs.sae import SNCEConfig
 from excise.methods.lookup import configured, declared, method, parsed, preset_settings, settings_of
@@ -252,6 +253,7 @@ def draw_figure(findings: Findings, number: int, path: Path, top: int = 30) -> N
     plots.save(figure, path)
 
 
+@unedited()
 @torch.no_grad()
 def token_codes(pipe: Pipeline, sae: TopKSAE, site: Site, prompt: str, neuron: int) -> list[tuple[str, float]]:
     """Return a prompt's tokens, up to and including the end of text, with the neuron's code at each."""

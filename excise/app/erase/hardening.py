@@ -26,7 +26,7 @@ from excise.concepts import Concept, Kind, builtin, from_templates
 from excise.concepts.concept import mentioned
 from excise.concepts.everyday import everyday
 from excise.concepts.sentences import sentences
-from excise.erasers import Eraser
+from excise.erasers import Attachment, Eraser
 from excise.erasers.artefact.verdict import WeakEraser
 from excise.erasers.proof.effects import text_changes
 from excise.errors import ExciseError, InvalidSetting
@@ -179,7 +179,7 @@ def about_others(concept: Concept) -> tuple[str, ...]:
 def _joined(pipe: Pipeline, eraser: Eraser, concept: Concept, edits: Sequence[Any]) -> Eraser:
     """Return the eraser with further edits, tested on each of the concept's mentions."""
     whole = replace(eraser, edits=(*eraser.edits, *edits), mentions=concept.mentions, canary_shift=0.0)
-    with whole.attach(pipe) as attachment, warnings.catch_warnings():
+    with Attachment(whole, pipe, trial=True) as attachment, warnings.catch_warnings():
         warnings.simplefilter("ignore", WeakEraser)
         tested = with_verdict(attachment, concept)
     return replace(tested, verdict={**eraser.verdict, **tested.verdict})

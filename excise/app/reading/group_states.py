@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from excise.app.reading.corpus import Corpus, Group
+from excise.erasers.hooks.context import unedited
 from excise.errors import ExciseError
 from excise.files import sha256
 from excise.pipeline import Pipeline
@@ -53,10 +54,11 @@ class TokenParts:
     def about(self, pipe: Pipeline) -> dict[str, Any]:
         return {"corpus": self.corpus.digest, "padding": self.padding, "bos": self.bos, "batch_size": _BATCH}
 
+    @unedited()
     def read(
         self, pipe: Pipeline, sites: Sequence[Site], number: int, progress: Callable[[int], Any] | None = None
     ) -> dict[Site, Tensor]:
-        """Return the states of a group, `[n, d]` at each Site.
+        """Return the model's own states of a group, `[n, d]` at each Site.
 
         They are those of all words and EOS, and of a share of all padding states. These come from whole prompts in a
         random order, as many as hold so many; what the last one has more is left out.

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from excise.app.models.loader import Loader
 from excise.app.reading.group_states import TokenParts
 from excise.engine import Needs, check_engine, is_first, is_here
+from excise.erasers.hooks.context import unedited
 from excise.errors import ExciseError, InvalidSetting
 from excise.pipeline import Pipeline
 from excise.sae import Shards
@@ -96,7 +97,7 @@ def stored(
     progress: Callable[[int], Any] | None = None,
     mesh: Mesh = ALONE,
 ) -> Iterator[dict[Site, Features]]:
-    """Write the states into shards in `folder`, which is removed after the block has run.
+    """Write the model's own states into shards in `folder`, which is removed after the block has run.
 
     Raises:
         ItemsFailed: A part failed for a reason that no user can fix.
@@ -106,7 +107,8 @@ def stored(
     # Ranks report as if all were equally fast.
     report = None if progress is None else lambda read: progress(read * mesh.size)
     capture, how = _capture(pipe, sites, parts, folder, reading, report)
-    shards = _divided(capture, pipe, mesh, overwrite=overwrite, **how)
+    with unedited():
+        shards = _divided(capture, pipe, mesh, overwrite=overwrite, **how)
     yield {site: Shards(shards.sizes, partial(shards.read, site=site), shards.digest) for site in sites}
     mesh.together(lambda: None)  # another rank may still be reading
     if mesh.rank == 0:
@@ -130,7 +132,8 @@ def help_read(
     """
     capture, how = _capture(pipe, sites, parts, folder, reading, progress)
     if not is_sae(out) and not capture.begin(pipe):
-        capture.make(**how)
+        with unedited():
+            capture.make(**how)
     if is_sae(out):  # the first slice did not need them
         shutil.rmtree(folder, ignore_errors=True)
 

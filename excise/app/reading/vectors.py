@@ -13,6 +13,7 @@ from torch import Tensor
 from excise.app.reading.corpus import Corpus
 from excise.app.reading.group_states import TokenParts, in_memory, made_when_needed
 from excise.app.reading.reading import HERE, Reading, help_read, stored
+from excise.erasers.hooks.context import unedited
 from excise.errors import ExciseError
 from excise.pipeline import Pipeline
 from excise.sae.data import Features
@@ -33,6 +34,7 @@ def no_prompts() -> ExciseError:
     return ExciseError("there are no prompts to train on; check the prompts file")
 
 
+@unedited()
 def features(
     pipe: Pipeline,
     sites: Sequence[Site],
@@ -41,7 +43,7 @@ def features(
     padding: float = 1.0,
     bos: bool = False,
 ) -> dict[Site, Tensor]:
-    """Return the states of words and EOS at `sites` of one text encoder, `[N, width]` float32.
+    """Return the model's own states of words and EOS at `sites` of one text encoder, `[N, width]` float32.
 
     For a share `padding` of the prompts also those of padding, and with `bos` the first state, if it is not a word's.
     For a language model they are the words' only.

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from excise.erasers.hooks.context import unedited
 from excise.errors import ExciseError
 from excise.pipeline import Pipeline
 from excise.sae import TopKSAE
@@ -30,6 +31,7 @@ SAMPLED = 80
 """Vectors of each prompt from which the centre is computed."""
 
 
+@unedited()
 @torch.no_grad()
 def by_position(
     pipe: Pipeline, site: Site, sae: TopKSAE, prompts: Sequence[str], batch_size: int = 32

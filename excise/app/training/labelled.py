@@ -13,6 +13,7 @@ from typing import Any
 from excise.app.training.supervised import Labels, train_on_block
 from excise.concepts import read_labelled, read_prompts
 from excise.erasers import made_for
+from excise.erasers.hooks.context import unedited
 from excise.errors import ExciseError
 from excise.outputs import check_untrained
 from excise.pipeline import Pipeline
@@ -165,7 +166,8 @@ def train_block_sae(
 
     def generate() -> None:
         if mesh.rank == 0:
-            capture_blocks_to(folder, pipe, site, prompts, how.concepts, **origin, progress=captured)
+            with unedited():
+                capture_blocks_to(folder, pipe, site, prompts, how.concepts, **origin, progress=captured)
 
     mesh.together(generate)
     shards = mesh.together(lambda: load_block_shards(folder))

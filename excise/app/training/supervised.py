@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import torch
 
+from excise.erasers.hooks.context import unedited
 from excise.errors import ExciseError
 from excise.neurons.timesteps import Means, assign, score
 from excise.pipeline import Pipeline
@@ -142,6 +143,7 @@ def train_on_text(
     labels = label_table([*prompts, *(Labelled(text, ()) for text in others)], concepts)
     texts = [*(p.prompt for p in prompts), *others]
 
+    @unedited()
     def read() -> torch.Tensor:
         batches = list(capture(pipe, [site], texts))
         begin = int(not bos and not any(bool(batch.scored[:, 0].any()) for batch in batches))
@@ -160,11 +162,7 @@ def train_on_text(
         Samples(states[held:], labels[held:]),
         config,
         out,
-        card={
-            "site": asdict(site),
-            "corpus": f"{len(prompts)} labelled prompts and {len(others)} others",
-            "bos": bos,
-        },
+        card={"site": asdict(site), "corpus": f"{len(prompts)} labelled prompts and {len(others)} others", "bos": bos},
         supervision=supervision,
         validation=Samples(states[looked_at], labels[looked_at]) if held else None,
         init=init,

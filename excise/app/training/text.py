@@ -18,6 +18,7 @@ from excise.app.reading.vectors import Prompts, no_prompts, shards_folder, vecto
 from excise.app.training.diffusiondb import NSFW, above, from_hub
 from excise.app.training.figures import by_position
 from excise.concepts import read_prompts
+from excise.erasers.hooks.context import unedited
 from excise.errors import NotFound
 from excise.outputs import check_untrained
 from excise.pipeline import Pipeline
@@ -168,6 +169,7 @@ def train_on(
         ExciseError: As `excise.sae.train`.
     """
 
+    @unedited()
     def fidelity(sae: TopKSAE) -> dict[str, Any]:
         texts = prompts.sample if isinstance(prompts, Corpus) else prompts
         few = texts[:: -(-len(texts) // FIDELITY_PROMPTS)]

@@ -124,7 +124,7 @@ class DenoiserGuard(Passage):
     def _orphans(cls, attachment: Host) -> list[tuple[DenoiserGuard, Host]]:
         """Return attachments of the same eraser, with their guards, on pipelines without text encoders whose encoding
         attachment was detached."""
-        if not attachment.edits:
+        if not attachment.edits or not attachment.listed:
             return []
         pairs = [(guard, a) for guard in tuple(_DENOISER_GUARDS) for a in guard.attachments]
         gone = [(guard, a) for guard, a in pairs if a.encoded_by is not None and not a.encoded_by.attached]

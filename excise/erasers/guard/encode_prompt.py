@@ -41,7 +41,7 @@ class Guard(Bound):
     def names(cls, pipe: Pipeline) -> list[str]:
         """Return the names of the erasers attached to `pipe`."""
         guard = cls.of(pipe)
-        return [a.name for a in guard.attachments if not a.detached] if guard is not None else []
+        return [a.name for a in guard.attachments if a.listed] if guard is not None else []
 
     @classmethod
     def join(cls, pipe: Pipeline, attachment: Host) -> Guard:

@@ -50,10 +50,15 @@ def encoder_digests(encoder: nn.Module, naming: Naming = plain) -> dict[str, lis
 
 
 def encoder_matches(encoder: nn.Module, digests: dict[str, list[str]], naming: Naming = plain) -> bool:
-    """Whether the encoder's weights have these `encoder_digests`, up to rounding to its dtype."""
-    precision = "bfloat16" if next(encoder.parameters()).dtype == torch.bfloat16 else "float16"
-    known = digests.get(precision, [])
-    return bool(known) and _digest(encoder, HALF, naming) in known
+    """Whether the encoder's weights have these `encoder_digests`, up to rounding to its dtype.
+
+    Weights whose values are all bfloat16's are bfloat16 weights in any dtype: diffusers' `from_pipe` casts to float32.
+    """
+    half = _digest(encoder, HALF, naming)
+    is_bfloat16 = next(encoder.parameters()).dtype == torch.bfloat16
+    if not is_bfloat16 and half in digests.get("float16", []):
+        return True
+    return half in digests.get("bfloat16", []) and (is_bfloat16 or _holds_bfloat16(encoder, naming))
 
 
 def model_digests(pipe: Pipeline) -> dict[str, str]:
@@ -69,19 +74,24 @@ def text_encoder_digests(pipe: Pipeline) -> dict[str, str]:
 
 def _digest(encoder: nn.Module, casts: tuple[torch.dtype, ...], naming: Naming = plain) -> str:
     state = encoder.state_dict()
+    return weights_digest(naming(state), lambda name: _weight(encoder, name, state[name]), casts)
 
-    def weight(name: str) -> Tensor:
-        tensor: Tensor | None = state[name]
-        if tensor is not None and tensor.is_meta:
-            path, _, parameter = name.rpartition(".")
-            tensor = kept_elsewhere(encoder.get_submodule(path), parameter)
-        if tensor is None:
-            raise ExciseError(
-                f"the model's weights ({name}) are not in memory; attach the eraser before enabling offload"
-            )
-        return tensor
 
-    return weights_digest(naming(state), weight, casts)
+def _holds_bfloat16(encoder: nn.Module, naming: Naming) -> bool:
+    """Whether no weight has a value that is rounded in bfloat16."""
+    state = encoder.state_dict()
+    weights = (_weight(encoder, name, state[name]) for name in naming(state))
+    return all(torch.equal(w.to(torch.bfloat16).to(w.dtype), w) for w in weights if w.is_floating_point())
+
+
+def _weight(encoder: nn.Module, name: str, tensor: Tensor | None) -> Tensor:
+    """Return a weight of the encoder's state dict, wherever an offloading keeps it."""
+    if tensor is not None and tensor.is_meta:
+        path, _, parameter = name.rpartition(".")
+        tensor = kept_elsewhere(encoder.get_submodule(path), parameter)
+    if tensor is None:
+        raise ExciseError(f"the model's weights ({name}) are not in memory; attach the eraser before enabling offload")
+    return tensor
 
 
 def tokenizer_digest(tokenizer: Any) -> str:

@@ -46,7 +46,7 @@ class Tally(Watch):
         encoders."""
         tallies = [found_on(encoder, cls) for encoder in text_encoders(pipe).values()]
         attachments = dict.fromkeys(a for tally in tallies if tally is not None for a in tally.attachments)
-        return [a.name for a in attachments if not a.detached and a.acts_on(pipe)]
+        return [a.name for a in attachments if a.listed and a.acts_on(pipe)]
 
     @classmethod
     def leave(cls, encoders: list[nn.Module], attachment: Host) -> None:

@@ -99,8 +99,8 @@ class Host(Protocol):
     @property
     def attached(self) -> bool: ...
     @property
-    def detached(self) -> bool:
-        """Whether it acts in no image that begins from now on."""
+    def listed(self) -> bool:
+        """Whether it acts in images that begin from now on, or will when it is proved."""
         ...
 
     @property
@@ -133,7 +133,7 @@ class Host(Protocol):
         ...
 
     def refuse_early(self, call: Call) -> None:
-        """Refuse a call that makes its pipeline read a text encoder before one of the edits."""
+        """Refuse a call that reads a text encoder before one of the edits, or pads prompts to another length."""
         ...
 
     def before_prompt(self, call: Call) -> None:

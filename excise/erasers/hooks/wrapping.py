@@ -57,7 +57,12 @@ class Passage(Bound, ModelHook):  # type: ignore[misc]
         return output
 
 
-@torch.library.custom_op("excise::through", mutates_args=())
+_UNSAFE = getattr(torch.Tag, "cudagraph_unsafe", None)
+"""The tag of operators that a CUDA graph must not hold: it would be replayed without them. Older torch has none."""
+_TAGGED: dict[str, Any] = {} if _UNSAFE is None else {"tags": (_UNSAFE,)}
+
+
+@torch.library.custom_op("excise::through", mutates_args=(), **_TAGGED)
 def _operator(state: Tensor, number: int) -> Tensor:
     hook = _LIVE[number]
     # The compiled module's own hooks, which keep the setting, run only while it is traced.

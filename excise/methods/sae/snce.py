@@ -71,7 +71,8 @@ def fit(
         else {"encoders": {part.edit.site.key: part.measured for part in parts}},
         canary=(canary,),
     )
-    with eraser.attach(pipe, sae=sae if isinstance(sae, TopKSAE) else _whole(config, parts)) as attachment:
+    given = sae if isinstance(sae, TopKSAE) else _whole(config, parts)
+    with Attachment(eraser, pipe, sae=given, trial=True) as attachment:
         prompts = prompts_by_mention(concept, loudness.tolist())
         kept = _left_over(attachment) if config.replace_with else ()
         return with_verdict(attachment, concept, prompts, _worst(parts), kept)

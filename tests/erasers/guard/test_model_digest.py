@@ -11,6 +11,7 @@ import pytest
 import torch
 from tokenizers.normalizers import Replace
 
+from excise.erasers import Eraser
 from excise.erasers.guard.model_digest import (
     _PROBES,
     encoder_digests,
@@ -52,6 +53,32 @@ def test_precisions_of_one_model_know_each_other(tiny_pipe: Any) -> None:
     assert encoder_matches(brain, made)
     assert not encoder_matches(full, made), "bfloat16 alone cannot vouch for the finer weights"
     assert not encoder_matches(full, {})
+
+
+def test_bfloat16_weights_are_the_same_in_a_finer_dtype(tiny_pipe: Any) -> None:
+    brain = copy.deepcopy(tiny_pipe.text_encoder).bfloat16()
+    made, made_of_full = encoder_digests(brain), encoder_digests(tiny_pipe.text_encoder)
+    cast = copy.deepcopy(brain).float()
+    assert encoder_matches(cast, made) and encoder_matches(copy.deepcopy(brain).half(), made)
+    assert encoder_matches(cast, made_of_full), "as the bfloat16 model that it was cast from"
+    near = copy.deepcopy(cast)
+    with torch.no_grad():
+        tiny.body(near).get_submodule("encoder.layers.1").mlp.fc1.weight[3, 3] *= 1 + 1e-5
+    assert encoder_digests(near) == encoder_digests(cast), "it rounds to the same"
+    assert not encoder_matches(near, made) and not encoder_matches(near, made_of_full)
+
+
+def test_a_pipeline_that_from_pipe_casts_to_float32_keeps_its_eraser(tiny_pipe: Any, gun_edit: Any) -> None:
+    from diffusers import StableDiffusionImg2ImgPipeline
+
+    pipe = tiny_pipe.to(torch.bfloat16)
+    eraser = Eraser((gun_edit,), "gun", "gun", ("gun",), made_for(pipe), canary=("a gun",))
+    with eraser.attach(pipe) as attachment, torch.no_grad():
+        sibling = StableDiffusionImg2ImgPipeline.from_pipe(pipe)
+        assert pipe.text_encoder.dtype == torch.float32
+        for each in (pipe, sibling):
+            each.encode_prompt("a gun", "cpu", 1, False)
+        assert attachment.status()["bypasses"] == 0
 
 
 def test_missing_and_additional_encoders_are_named(tiny_pipe: Any) -> None:
