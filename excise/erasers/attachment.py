@@ -8,6 +8,7 @@ import logging
 import math
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Iterable
 from numbers import Real
 from types import TracebackType
@@ -78,7 +79,8 @@ class Attachment:
         check_pipeline(pipe)
         if name is not None and not (isinstance(name, str) and name):
             raise InvalidSetting(f"an eraser's name cannot be {name!r}; give a non-empty text")
-        self.eraser, self.pipe, self.strict, self.name = eraser, pipe, strict, name or eraser.name
+        self.eraser, self.strict, self.name = eraser, strict, name or eraser.name
+        self._pipe, self._held, self._kind = weakref.ref(pipe), [pipe], type(pipe).__name__
         self.on_bypass = on_bypass or ("raise" if strict else "allow")
         self.allow_amplify = allow_amplify
         self.sae = self._checked_sae(sae)
@@ -138,7 +140,7 @@ class Attachment:
     def __repr__(self) -> str:
         state = "detached" if not self.attached else "active" if self.active else "off"
         return line(
-            self, quoted(self.name), state, f"strength={self.encoding._strength:g}", f"on {type(self.pipe).__name__}"
+            self, quoted(self.name), state, f"strength={self.encoding._strength:g}", f"on {self._kind}"
         )
 
     def _refuse_taken(self, modules: list[nn.Module], strength: float) -> None:
@@ -153,6 +155,13 @@ class Attachment:
             raise InvalidSetting(f"eraser {self.eraser.name!r} is attached to this pipeline already; unload it first")
         if self.name in (*Guard.names(self.pipe), *Tally.names(self.pipe)):
             raise InvalidSetting(f"an eraser called {self.name!r} is attached already; give this one another name")
+
+    @property
+    def pipe(self) -> Pipeline:
+        """The pipeline that it is attached to. Once detached, the attachment does not keep it in memory."""
+        if (found := self._pipe()) is None:
+            raise ExciseError(f"eraser {self.name!r} was detached, and its pipeline is no longer in memory")
+        return found
 
     @property
     def commit(self) -> str | None:
@@ -283,6 +292,9 @@ class Attachment:
             self._checks.end()
             self._hooks.clear()
             self._leave_entrances, self._unlock, self._counted = _nothing, [], []
+            # A second stage holds the attachment whose embeddings it draws, and must not hold its text encoders.
+            self._guard = None
+            self._held.clear()
 
     def __enter__(self) -> Attachment:
         if not self.attached:
@@ -345,6 +357,8 @@ class Attachment:
 
     def changes(self) -> list[str]:
         """Return what differs in its pipeline from attach time, one message each, without counting a bypass."""
+        if not self._held:
+            return []
         found = self._checks.moved_parts()
         if self._guard is not None and Guard.of(self.pipe) is not self._guard:
             found.append(f"encode_prompt was replaced after eraser {self.name!r} was attached; attach it again")
