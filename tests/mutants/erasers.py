@@ -233,9 +233,8 @@ MUTANTS = [
     *of(
         "excise/erasers/proof/removal.py",
         "tests/erasers/proof/test_removal.py",
-        ("own - others.double().mean(0), own - edited.double()", "own - others.double()[0], own - edited.double()"),
-        ("own - others.double().mean(0), own - edited.double()",
-         "own - others.double().mean(0), edited.double() - own"),
+        ("own - others.mean(0), own - edited", "own - others[0], own - edited"),
+        ("own - others.mean(0), own - edited", "own - others.mean(0), edited - own"),
         ("float((removed * difference).sum()), float", "float((removed * difference).abs().sum()), float"),
         ("return self.along / self.difference if", "return abs(self.along) / self.difference if"),
         ("norms = self.difference**0.5 * self.removed**0.5", "norms = self.difference * self.removed"),

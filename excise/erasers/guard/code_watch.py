@@ -163,7 +163,7 @@ def _values(module: nn.Module, name: str) -> Tensor | None:
     if tensor is None:
         return None
     flat = tensor.detach().flatten()
-    return flat[:: max(1, len(flat) // BUFFER_SAMPLES)][:BUFFER_SAMPLES].double().cpu()
+    return flat[:: max(1, len(flat) // BUFFER_SAMPLES)][:BUFFER_SAMPLES].cpu().double()
 
 
 def _close(one: Tensor | None, other: Tensor | None) -> bool:
