@@ -68,6 +68,11 @@ def text_encoder_digests(pipe: Pipeline) -> dict[str, str]:
 
 
 def _digest(encoder: nn.Module, casts: tuple[torch.dtype, ...], naming: Naming = plain) -> str:
+    if any(map(_is_on_disk, encoder.modules())):
+        raise ExciseError(
+            "group offloading keeps the model's weights on disk, where an eraser cannot check them; enable it without "
+            "offload_to_disk_path"
+        )
     state = encoder.state_dict()
 
     def weight(name: str) -> Tensor:
@@ -82,6 +87,13 @@ def _digest(encoder: nn.Module, casts: tuple[torch.dtype, ...], naming: Naming =
         return tensor
 
     return weights_digest(naming(state), weight, casts)
+
+
+def _is_on_disk(module: nn.Module) -> bool:
+    """Whether diffusers frees the module's weights between runs, so that its memory holds anything."""
+    hooks = getattr(vars(module).get("_diffusers_hook"), "hooks", {})
+    groups = (getattr(hook, "group", None) for hook in hooks.values())
+    return any(getattr(group, "offload_to_disk_path", None) is not None for group in groups)
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
