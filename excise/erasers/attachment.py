@@ -139,9 +139,7 @@ class Attachment:
 
     def __repr__(self) -> str:
         state = "detached" if not self.attached else "active" if self.active else "off"
-        return line(
-            self, quoted(self.name), state, f"strength={self.encoding._strength:g}", f"on {self._kind}"
-        )
+        return line(self, quoted(self.name), state, f"strength={self.encoding._strength:g}", f"on {self._kind}")
 
     def _refuse_taken(self, modules: list[nn.Module], strength: float) -> None:
         """Raise InvalidSetting if the eraser or its name is attached already, or its strength is set elsewhere."""
