@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import threading
 import weakref
+from collections.abc import Callable
 from functools import partial
 from types import FunctionType
 from typing import Any, TypeVar
@@ -170,7 +171,7 @@ def _is_dropped(module: nn.Module, hook: Passage) -> bool:
     return forward is None or getattr(forward, "__func__", None) is type(module).forward
 
 
-def wrapped_by(function: FunctionType) -> Any:
+def wrapped_by(function: Callable[..., Any]) -> Any:
     """Return the functions of the diffusers hook that a wrapper of `forward` calls, or None for another function."""
     cells = [cell.cell_contents for cell in function.__closure__ or ()]
     return next((found for found in cells if hasattr(found, "original_forward")), None)
