@@ -10,6 +10,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from numbers import Real
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -80,7 +81,8 @@ class Attachment:
         if name is not None and not (isinstance(name, str) and name):
             raise InvalidSetting(f"an eraser's name cannot be {name!r}; give a non-empty text")
         self.eraser, self.strict, self.name = eraser, strict, name or eraser.name
-        self._pipe, self._held, self._kind = weakref.ref(pipe), [pipe], type(pipe).__name__
+        self._pipe: Callable[[], Pipeline | None] = lambda: pipe
+        self._kind = type(pipe).__name__
         self.on_bypass = on_bypass or ("raise" if strict else "allow")
         self.allow_amplify = allow_amplify
         self.sae = self._checked_sae(sae)
@@ -292,7 +294,8 @@ class Attachment:
             self._leave_entrances, self._unlock, self._counted = _nothing, [], []
             # A second stage holds the attachment whose embeddings it draws, and must not hold its text encoders.
             self._guard = None
-            self._held.clear()
+            with suppress(TypeError):  # there are no weak references to a SimpleNamespace
+                self._pipe = weakref.ref(self.pipe)
 
     def __enter__(self) -> Attachment:
         if not self.attached:
@@ -355,10 +358,10 @@ class Attachment:
 
     def changes(self) -> list[str]:
         """Return what differs in its pipeline from attach time, one message each, without counting a bypass."""
-        if not self._held:
+        if self._guard is None:
             return []
         found = self._checks.moved_parts()
-        if self._guard is not None and Guard.of(self.pipe) is not self._guard:
+        if Guard.of(self.pipe) is not self._guard:
             found.append(f"encode_prompt was replaced after eraser {self.name!r} was attached; attach it again")
         return found or list(self._checks.changes())
 
