@@ -1,7 +1,7 @@
-"""A simulated second device: its tensors hold real numbers, report the device `cuda:0`, and, like those of a GPU, raise
-when an operation mixes them with the CPU's.
+"""A simulated second device: its tensors hold real numbers, report the device `cuda:0` or `mps:0`, and, like those of a
+GPU, raise when an operation mixes them with the CPU's. Those of `mps:0` cannot be of float64, as on a Mac.
 
-In `second_device()`, a tensor that is created on `DEVICE` or moved there is a `There`. The CPU computes everything.
+In `second_device()`, a tensor that is created on the device or moved there is a `There`. The CPU computes everything.
 This finds a mask or an index that was left on the other device. It cannot show what a kernel does on a real GPU
 (rounding, speed, memory).
 """
@@ -21,6 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_a
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 DEVICE = torch.device("cuda", 0)
+MPS = torch.device("mps", 0)
+_NOW = DEVICE
 aten = torch.ops.aten
 BETWEEN_DEVICES = {aten.copy_.default, aten._to_copy.default, aten.index_put.default}
 """The last computes the gradient of an assignment: torch's core fills it with zeros of the CPU."""
@@ -34,9 +36,10 @@ INDEXING = {
 LIKE_SELF = {aten.new_zeros.default, aten.new_ones.default, aten.new_empty.default, aten.new_full.default}
 """Operations whose result is on the first argument's device, whatever device torch's core, which sees the CPU, adds."""
 ATTRIBUTES = {
-    torch.Tensor.device.__get__: DEVICE,  # type: ignore[attr-defined]
-    torch.Tensor.is_cuda.__get__: True,  # type: ignore[attr-defined]
-    torch.Tensor.is_cpu.__get__: False,  # type: ignore[attr-defined]
+    torch.Tensor.device.__get__: lambda: _NOW,  # type: ignore[attr-defined]
+    torch.Tensor.is_cuda.__get__: lambda: _NOW.type == "cuda",  # type: ignore[attr-defined]
+    torch.Tensor.is_mps.__get__: lambda: _NOW.type == "mps",  # type: ignore[attr-defined]
+    torch.Tensor.is_cpu.__get__: lambda: False,  # type: ignore[attr-defined]
 }
 
 
@@ -81,6 +84,8 @@ class There(torch.Tensor):
 
     @staticmethod
     def __new__(cls, held: Tensor) -> There:
+        if _NOW.type == "mps" and held.dtype is torch.float64:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64")
         made = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             cls,
             held.shape,
@@ -119,9 +124,9 @@ class There(torch.Tensor):
         kwargs = kwargs or {}
         for attribute, value in ATTRIBUTES.items():
             if func == attribute:
-                return value
+                return value()
         if func is torch.Tensor.numpy:
-            raise TypeError(f"can't convert {DEVICE} tensor to numpy; use Tensor.cpu() to copy it first")
+            raise TypeError(f"can't convert {_NOW} tensor to numpy; use Tensor.cpu() to copy it first")
         if func is torch.Tensor.cpu:
             return moved(args[0], "cpu")
         if func is torch.Tensor.to:
@@ -177,12 +182,14 @@ def moved(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             device = argument
         elif argument is not None:
             others.append(argument)
+    kwargs = {name: value for name, value in kwargs.items() if value is not None}
     if device is not None:
-        goes = torch.device(device).type == DEVICE.type
+        goes = torch.device(device).type == _NOW.type
+        if goes and (others or kwargs):  # cast before it is moved, as torch does
+            x, others, kwargs = torch.Tensor.to(x, *others, **kwargs), [], {}
         if goes != isinstance(x, There):
             _wait("to the CPU" if not goes else "from the CPU")
             x = (Away if goes else Back).apply(x)  # type: ignore[no-untyped-call]
-    kwargs = {name: value for name, value in kwargs.items() if value is not None}
     if not others and not kwargs:
         return x
     with torch._C.DisableTorchFunctionSubclass():
@@ -194,9 +201,9 @@ def computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     flat, _ = tree_flatten((args, kwargs))
     there = any(isinstance(value, There) for value in flat)
     device = None if there and func in LIKE_SELF else kwargs.get("device")
-    goes = torch.device(device).type == DEVICE.type if device is not None else there
+    goes = torch.device(device).type == _NOW.type if device is not None else there
     if there and func not in BETWEEN_DEVICES and _mixed(func, args, flat):
-        raise RuntimeError(f"{func} was given tensors of {DEVICE} and of the CPU")
+        raise RuntimeError(f"{func} was given tensors of {_NOW} and of the CPU")
     inner_args, inner_kwargs = tree_map_only(There, lambda x: x.held, (args, kwargs))
     if "device" in kwargs:
         inner_kwargs = {**inner_kwargs, "device": torch.device("cpu")}
@@ -220,17 +227,19 @@ def _mixed(func: Any, args: Any, flat: list[Any]) -> bool:
 
 
 @contextmanager
-def second_device() -> Iterator[torch.device]:
+def second_device(device: torch.device = DEVICE) -> Iterator[torch.device]:
     """Provide the second device inside the block. Load files before it, because loaders use torch's core."""
+    global _NOW
     plain, lazy = torch.tensor, torch.cuda._lazy_init
     overwritten = torch.__future__.get_overwrite_module_params_on_conversion()
     torch._C._ensureCUDADeviceGuardSet()  # type: ignore[attr-defined]
     torch.cuda._lazy_init = lambda: None  # type: ignore[method-assign]
+    _NOW = device
     torch.tensor = partial(_tensor, plain)
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     try:
         with Mode():
-            yield DEVICE
+            yield device
     finally:
         torch.tensor, torch.cuda._lazy_init = plain, lazy  # type: ignore[method-assign]
         torch.__future__.set_overwrite_module_params_on_conversion(overwritten)

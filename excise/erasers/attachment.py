@@ -8,7 +8,9 @@ import logging
 import math
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from numbers import Real
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -84,7 +86,9 @@ class Attachment:
         check_pipeline(pipe)
         if name is not None and not (isinstance(name, str) and name):
             raise InvalidSetting(f"an eraser's name cannot be {name!r}; give a non-empty text")
-        self.eraser, self.pipe, self.strict, self.name = eraser, pipe, strict, name or eraser.name
+        self.eraser, self.strict, self.name = eraser, strict, name or eraser.name
+        self._pipe: Callable[[], Pipeline | None] = lambda: pipe
+        self._kind = type(pipe).__name__
         self.on_bypass = on_bypass or ("raise" if strict else "allow")
         self.allow_amplify, self.trial = allow_amplify, trial
         self.sae = self._checked_sae(sae)
@@ -147,9 +151,7 @@ class Attachment:
 
     def __repr__(self) -> str:
         state = "detached" if not self.attached else "active" if self.active else "off"
-        return line(
-            self, quoted(self.name), state, f"strength={self.encoding._strength:g}", f"on {type(self.pipe).__name__}"
-        )
+        return line(self, quoted(self.name), state, f"strength={self.encoding._strength:g}", f"on {self._kind}")
 
     def _refuse_taken(self, modules: list[nn.Module], strength: float) -> None:
         """Raise InvalidSetting if the eraser or its name is attached already, or its strength is set elsewhere."""
@@ -168,6 +170,13 @@ class Attachment:
     def listed(self) -> bool:
         """Whether it acts in images that begin from now on, or will when it is proved, so that its name is taken."""
         return not (self.detached or self.trial)
+
+    @property
+    def pipe(self) -> Pipeline:
+        """The pipeline that it is attached to. Once detached, the attachment does not keep it in memory."""
+        if (found := self._pipe()) is None:
+            raise ExciseError(f"eraser {self.name!r} was detached, and its pipeline is no longer in memory")
+        return found
 
     @property
     def commit(self) -> str | None:
@@ -299,6 +308,10 @@ class Attachment:
             self._hooks.clear()
             setting.LOCK.after(self._emit_rest)
             self._leave_entrances, self._unlock, self._counted = _nothing, [], []
+            # A second stage holds the attachment whose embeddings it draws, and must not hold its text encoders.
+            self._guard = None
+            with suppress(TypeError):  # there are no weak references to a SimpleNamespace
+                self._pipe = weakref.ref(self.pipe)
 
     def __enter__(self) -> Attachment:
         if self.detached:
@@ -361,8 +374,10 @@ class Attachment:
 
     def changes(self) -> list[str]:
         """Return what differs in its pipeline from attach time, one message each, without counting a bypass."""
+        if self._guard is None:
+            return []
         found = self._checks.moved_parts()
-        if self._guard is not None and Guard.of(self.pipe) is not self._guard:
+        if Guard.of(self.pipe) is not self._guard:
             found.append(f"encode_prompt was replaced after eraser {self.name!r} was attached; attach it again")
         return found or list(self._checks.changes())
 

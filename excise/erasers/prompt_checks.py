@@ -57,9 +57,11 @@ class PromptChecks:
         self._code = self._watch.code
 
     def end(self) -> None:
-        """Undo what the watch has put on the pipeline."""
+        """Undo what the watch has put on the pipeline, and let its parts go."""
         if hasattr(self, "_watch"):
             self._watch.end()
+            del self._watch, self._denoisers
+        self.edited = {}
 
     def before(self, call: Call) -> None:
         """Refuse an `encode_prompt` call whose states would bypass the edit. Raises ExciseError, EraserDidNotFire."""

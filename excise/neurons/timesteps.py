@@ -25,7 +25,7 @@ class Means:
 
     def add(self, step: int, values: Tensor, indices: Tensor) -> None:
         """Add codes `[..., k]` of patches at a step: their values and the neurons that they belong to."""
-        self._sums[step].index_add_(0, indices.flatten().cpu(), values.detach().flatten().double().cpu())
+        self._sums[step].index_add_(0, indices.flatten().cpu(), values.detach().flatten().cpu().double())
         self._patches[step] += values[..., 0].numel()
 
     @property

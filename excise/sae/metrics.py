@@ -26,6 +26,11 @@ class Metrics(NamedTuple):
     """Number of vectors: the window of `dead_share`, which means nothing without it."""
 
 
+def exact(x: Tensor) -> Tensor:
+    """Return `x` in float64, on the CPU if its device is MPS, which has none."""
+    return x.cpu().double() if x.device.type == "mps" else x.double()
+
+
 class Meter:
     """Streaming computation of `Metrics`: `update` for each batch, then `result`."""
 
@@ -42,19 +47,19 @@ class Meter:
 
     def update(self, x: Tensor, reconstruction: Tensor, codes: Codes) -> None:
         """Add a batch: `x` and `reconstruction` [..., d], codes of [..., k]."""
-        x = x.reshape(-1, x.shape[-1]).double()
+        x = exact(x.reshape(-1, x.shape[-1]))
         if not len(x):
             return
         if self._origin is None or self._sum is None:
             # The variance does not depend on the origin, but its rounding does: use a vector of the data.
             self._origin, self._sum = x[0].clone(), torch.zeros_like(x[0])
-        self._squared_error += float((x - reconstruction.reshape(x.shape).double()).square().sum())
+        self._squared_error += float((x - exact(reconstruction.reshape(x.shape))).square().sum())
         centred = x - self._origin
         self._squares += float(centred.square().sum())
         self._sum += centred.sum(0)
         self._active += int((codes.values > 0).sum())
         self._n += len(x)
-        self._idle = idle_tokens(self._idle.to(x.device), codes, self._threshold)
+        self._idle = idle_tokens(self._idle.to(codes.values.device), codes, self._threshold)
 
     def result(self) -> Metrics:
         """Return the metrics. Raises ExciseError without vectors, or if all are the same and FVU is undefined."""
@@ -66,7 +71,7 @@ class Meter:
         return Metrics(
             fvu=self._squared_error / variation,
             l0=self._active / self._n,
-            dead_share=float((self._idle >= self._n).double().mean()),
+            dead_share=float((self._idle >= self._n).cpu().double().mean()),
             vectors=self._n,
         )
 

@@ -204,7 +204,7 @@ def train(
         parts = torch.split(statistics.sample, _fitting(_MEASURED, shape.m))
         described["metrics"] = {
             "train": evaluate(sae, parts, threshold=threshold)._asdict(),
-            "dead_share": float((idle >= window).double().mean()),
+            "dead_share": float((idle >= window).cpu().double().mean()),
             "dead_window": window,
             "dead_threshold": threshold,
         }
@@ -349,7 +349,7 @@ def _advance(
         group["lr"] = lr
     step(sae, state.optimiser)
     l0 = (codes.values > 0).sum() / vectors
-    figures = torch.stack([parts.mse.detach(), parts.aux.detach(), l0, association]).double().cpu()
+    figures = torch.stack([parts.mse.detach(), parts.aux.detach(), l0, association]).cpu().double()
     # Ranks with the same vectors have the same losses, but each one its own latents.
     state.window += mesh.total(figures if mesh.column == 0 else figures * torch.tensor([0, 0, 1, 0]))
     state.step += 1

@@ -188,6 +188,6 @@ def fingerprint(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, weight in model.named_parameters():
         flat = weight.detach().flatten()
-        few = flat[:: max(1, len(flat) // _SAMPLES)][:_SAMPLES].double().cpu()
+        few = flat[:: max(1, len(flat) // _SAMPLES)][:_SAMPLES].cpu().double()
         digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode() + few.numpy().tobytes())
     return digest.hexdigest()

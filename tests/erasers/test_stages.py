@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -112,6 +115,28 @@ def test_a_second_stage_draws_what_the_first_encoded(made: tuple[Any, Eraser]) -
             tiny.call("sd3", second, None, **encoded(first, GUN))
     assert "forward" not in vars(whole.transformer)
     tiny.call("sd3", second, None, **foreign)
+
+
+def test_a_detached_first_stage_is_freed(tiny_pipe: Any, gun_eraser: Eraser) -> None:
+    first = variant(tiny_pipe, "unet", "vae", requires_safety_checker=False)
+    second = variant(tiny_pipe, "text_encoder", "tokenizer", requires_safety_checker=False)
+    first.text_encoder = copy.deepcopy(first.text_encoder)
+    encoding = gun_eraser.attach(first)
+    with gun_eraser.attach(second) as drawing:
+        with torch.no_grad():
+            embeds = first.encode_prompt(GUN, "cpu", 1, True)
+        gone = weakref.ref(first.text_encoder), weakref.ref(first)
+        encoding.detach()
+        assert encoding.pipe is first and encoding.changes() == []
+        del first, encoding
+        gc.collect()
+        assert [part() for part in gone] == [None, None]
+        how = {"prompt_embeds": embeds[0], "negative_prompt_embeds": embeds[1], "output_type": "latent"}
+        second(num_inference_steps=1, **how)
+        assert drawing.active and drawing.strength == 1 and drawing.encoded_by is not None
+        assert "on StableDiffusionPipeline" in repr(drawing.encoded_by)
+        with pytest.raises(ExciseError, match="no longer in memory"):
+            drawing.encoded_by.pipe  # noqa: B018
 
 
 def test_excise_encode_at_a_second_stage_takes_what_the_first_encodes(tiny_pipe: Any, gun_eraser: Eraser) -> None:

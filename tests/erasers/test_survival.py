@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import threading
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,6 +72,36 @@ def test_a_model_that_accelerate_moves_as_a_whole(
     with gun_eraser.attach(tiny_pipe):
         assert torch.equal(draw(tiny_pipe), erased)
     assert torch.equal(draw(tiny_pipe), plain)
+
+
+@pytest.mark.parametrize("older", [True, False])
+def test_nothing_stays_of_a_detached_eraser_under_an_offloading(
+    tiny_pipe: Any, gun_eraser: Eraser, erased: Tensor, plain: Tensor, older: bool
+) -> None:
+    """An offloading that diffusers renews after every picture: older than the eraser, it drops the eraser's wrappers,
+    and a younger one lies above them."""
+    import accelerate
+    from accelerate.hooks import remove_hook_from_module
+
+    def renew() -> None:
+        for part in (tiny_pipe.text_encoder, tiny_pipe.unet):
+            remove_hook_from_module(part, recurse=True)
+            accelerate.cpu_offload_with_hook(part, torch.device("cpu"))
+
+    if older:
+        renew()
+    for _ in range(2):
+        with gun_eraser.attach(tiny_pipe) as attachment:
+            guard = weakref.ref(attachment.denoiser_guard)
+            for _ in range(2):
+                renew()
+                assert torch.equal(draw(tiny_pipe), erased)
+        del attachment
+        gc.collect()
+        assert guard() is None
+        assert not any("_diffusers_hook" in vars(module) for module in tiny_pipe.unet.modules())
+        assert not any("_diffusers_hook" in vars(module) for module in tiny_pipe.text_encoder.modules())
+        assert torch.equal(draw(tiny_pipe), plain)
 
 
 @pytest.mark.parametrize("kind", ["block_level", "leaf_level"])

@@ -35,8 +35,8 @@ MUTANTS = [
         ("(noised - (1 - share).sqrt() * predicted) / share.sqrt()", "noised - (1 - share).sqrt() * predicted"),
         ("math.log(self.threshold / (1 - self.threshold))", "self.threshold"),
         ("self.stop < timestep <= self.start", "self.stop <= timestep < self.start"),
-        ("(-self.rho * norms * slope", "(self.rho * norms * slope"),
-        ("(-self.rho * norms * slope", "(-self.rho * slope"),
+        ("(-self.rho * norms * down", "(self.rho * norms * down"),
+        ("(-self.rho * norms * down", "(-self.rho * down"),
     ),
     *of(
         "excise/erasers/apply/pictures.py",
@@ -94,7 +94,7 @@ MUTANTS = [
         ("torch.zeros_like(delta[:, :1])", "delta[:, :1]"),
         ("row = row - (q @ value) / (q @ q) * other", "row = row + 0 * other"),
         ("left.norm()) > SPANNED", "left.norm()) > 0 * SPANNED"),
-        ("return torch.stack(rows), q / q.square().sum(1, keepdim=True)", "return torch.stack(rows), q"),
+        ("mix, along = torch.stack(rows), q / q.square().sum(1, keepdim=True)", "mix, along = torch.stack(rows), q"),
     ),
     *of(
         "excise/erasers/edits/text_sae.py",
@@ -233,9 +233,8 @@ MUTANTS = [
     *of(
         "excise/erasers/proof/removal.py",
         "tests/erasers/proof/test_removal.py",
-        ("own - others.double().mean(0), own - edited.double()", "own - others.double()[0], own - edited.double()"),
-        ("own - others.double().mean(0), own - edited.double()",
-         "own - others.double().mean(0), edited.double() - own"),
+        ("own - others.mean(0), own - edited", "own - others[0], own - edited"),
+        ("own - others.mean(0), own - edited", "own - others.mean(0), edited - own"),
         ("float((removed * difference).sum()), float", "float((removed * difference).abs().sum()), float"),
         ("return self.along / self.difference if", "return abs(self.along) / self.difference if"),
         ("norms = self.difference**0.5 * self.removed**0.5", "norms = self.difference * self.removed"),
@@ -473,7 +472,7 @@ MUTANTS = [
         ("hit = distance >= (1 + self.alpha) * others", "hit = distance <= (1 + self.alpha) * others"),
         ("(distance.sum() - distance) / max(1, len(distance) - 1)", "distance.sum() / len(distance)"),
         ("chosen[1 : 1 + len(hit)] = hit", "chosen[: len(hit)] = hit"),
-        ("words = slice(0, count + 2)", "words = slice(0, count)"),
+        ("words = slice(0, len(without) + 2)", "words = slice(0, len(without))"),
         ("return round(self.most * share) + 1", "return round(self.most * share)"),
     ),
     *of(

@@ -7,6 +7,7 @@ from excise.errors import ExciseError
 from excise.sae import SAEConfig, TopKSAE, evaluate
 from excise.sae.metrics import Meter
 from excise.sae.model import Codes
+from tests.second_device import MPS, second_device
 
 
 def vectors(n: int, d: int = 5) -> torch.Tensor:
@@ -19,6 +20,16 @@ def test_fvu_is_a_ratio_of_sums_however_the_batches_fall():
     expected = float(error / (x.double() - x.double().mean(0)).square().sum())
     for size in (1, 7, 50, 101):
         assert evaluate(sae, x.split(size)).fvu == pytest.approx(expected, rel=1e-6)
+
+
+def test_it_is_measured_on_a_mac():
+    sae, x = TopKSAE(SAEConfig(5, 20, 3)), vectors(101)
+    with torch.no_grad():
+        made, codes = sae(x)
+    meter = Meter(20)
+    with second_device(MPS) as device:
+        meter.update(x.to(device), made.to(device), Codes(*(part.to(device) for part in codes)))
+        assert meter.result() == pytest.approx(evaluate(sae, [x]))
 
 
 def test_fvu_is_not_the_mean_of_batch_ratios():

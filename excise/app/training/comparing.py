@@ -212,7 +212,7 @@ def _carried(sae: TopKSAE, read: Read, codes_of: Mapping[str, PromptCodes], neur
         code = (codes.values[rows, last] * (codes.indices[rows, last] == neuron)).sum(1)
         changes.append((states[rows, last].double().mean(0), code.double().mean()))
     delta = changes[0][0] - changes[1][0]
-    written = (changes[0][1] - changes[1][1]) * sae.W_dec[neuron].double().cpu()
+    written = (changes[0][1] - changes[1][1]) * sae.W_dec[neuron].cpu().double()
     return float(written @ delta / (delta @ delta).clamp(min=1e-12))
 
 

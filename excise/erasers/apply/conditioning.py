@@ -110,12 +110,11 @@ class ProjectionHook(ConditionHook):
     edit: ProjectionEdit
 
     def replacement(self, prompt: EncodedPrompt) -> Replacement | None:
-        without = eos_without_each(self.attachment.pipe, prompt.text).to(prompt.states.device)
+        without = eos_without_each(self.attachment.pipe, prompt.text)
         if not len(without):
             return None
-        concept = self.edit.to(prompt.states.device)
-        states, hit = concept.projected(prompt.states.float(), without)
-        return Replacement(states, concept.steps(prompt.states.float(), without)) if bool(hit.any()) else None
+        states, hit = self.edit.projected(prompt.states.float(), without)
+        return Replacement(states, self.edit.steps(prompt.states.float(), without)) if bool(hit.any()) else None
 
     def call_with(self, call: UNetCall, states: Tensor, rows: list[int], proceed: Proceed) -> Any:
         if self.edit.reattention == 1.0:

@@ -12,6 +12,6 @@ SHIFT_SHARE = 0.5
 
 def shift(edited: Tensor, plain: Tensor) -> float:
     """Return |edited - plain| / |plain|. NaN and infinity count as 0, since they prove nothing."""
-    a, b = edited.double(), plain.double()
+    a, b = edited.cpu().double(), plain.cpu().double()  # MPS has no float64
     relative = float((a - b).norm() / b.norm().clamp(min=1e-12))
     return relative if math.isfinite(relative) else 0.0

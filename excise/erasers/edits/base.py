@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+def widest(device: torch.device) -> torch.dtype:
+    """Return the widest dtype of a device: float64, which MPS lacks."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 class Tensors:
     """Base of frozen dataclasses with tensor fields: it saves, checks and moves them."""
 

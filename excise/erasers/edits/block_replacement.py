@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from excise.erasers.edits.base import rows_at
+from excise.erasers.edits.base import rows_at, widest
 from excise.erasers.edits.block_sae import BlockEdit
 from excise.erasers.gates import passed
 from excise.errors import InvalidSetting
@@ -94,6 +94,6 @@ class ReplacementEdit(BlockEdit):
         patches = x.to(z.dtype)
         drawn = torch.stack([draws(self.seed, step, x.shape[1]) for step in steps])
         others = replacements(patches, detected, drawn)
-        covered = detected.to(torch.float64).mean(1) > self.most
+        covered = detected.to(widest(detected.device)).mean(1) > self.most
         others = torch.where(covered[:, None, None], self.b_pre.to(z), others)
         return passed(strength * (patches - others), level, bound)

@@ -149,6 +149,7 @@ class PictureEdit(Tensors):
                 "a picture shows the concept, but its detector's gradient is 0 or not finite; generate in float32"
             )
         # In float64, as squares of small or large gradients leave float32's range.
-        norms, long = (tensor.double().flatten(1).norm(dim=1)[:, None, None] for tensor in (states, slope))
-        made: Tensor = (-self.rho * norms * slope.double() / long).float()
+        own, down = states.cpu().double(), slope.cpu().double()  # MPS has no float64
+        norms, long = (tensor.flatten(1).norm(dim=1)[:, None, None] for tensor in (own, down))
+        made: Tensor = (-self.rho * norms * down / long).float().to(states.device)
         return made

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from excise.erasers.edits.base import Tensors
+from excise.erasers.edits.base import Tensors, widest
 from excise.erasers.gates import passed
 from excise.errors import ExciseError
 from excise.sites.site import Site
@@ -71,16 +71,16 @@ class ProjectionEdit(Tensors):
         |(I - P_C) without_i| exceeds the mean of the others' by a share α. Its state s becomes (I - P_C) P_I s, where
         P_C projects on the span of the concept's phrases and P_I on that of `without` (eqs. 2-5).
         """
-        prompt, masked = states.double(), without.double()
-        off = masked - masked @ projection(self.concept.double())
+        prompt, masked, concept = (each.cpu().double() for each in (states, without, self.concept))  # not on MPS
+        off = masked - masked @ projection(concept)
         distance = off.norm(dim=1)
         others = (distance.sum() - distance) / max(1, len(distance) - 1)
         hit = distance >= (1 + self.alpha) * others if len(distance) > 1 else off.new_ones(1, dtype=torch.bool)
         inside = prompt @ projection(masked)
-        safe = inside - inside @ projection(self.concept.double())
+        safe = inside - inside @ projection(concept)
         chosen = prompt.new_zeros(len(prompt), dtype=torch.bool)
         chosen[1 : 1 + len(hit)] = hit
-        return torch.where(chosen[:, None], safe, prompt).to(states.dtype), hit
+        return torch.where(chosen[:, None], safe, prompt).to(states), hit
 
     def steps(self, states: Tensor, without: Tensor) -> int | None:
         """Return in how many first steps to use the projected states, or None for all (self-validating filtering,
@@ -91,10 +91,10 @@ class ProjectionEdit(Tensors):
         """
         if self.most == 0:
             return None
-        prompt, count = states.double(), len(without)
-        inside = prompt @ projection(without.double())
-        safe = inside - inside @ projection(self.concept.double())
-        words = slice(0, count + 2)  # BOS and EOS among them
+        prompt, masked, concept = (each.cpu().double() for each in (states, without, self.concept))
+        inside = prompt @ projection(masked)
+        safe = inside - inside @ projection(concept)
+        words = slice(0, len(without) + 2)  # BOS and EOS among them
         z = 1 - F.cosine_similarity(prompt[words], safe[words], dim=1).mean().item()
         share = 1 / (1 + math.exp(-2 * self.steepness * (10 * z - self.midpoint)))
         return round(self.most * share) + 1
@@ -178,18 +178,20 @@ class ValueEdit(Tensors):
 
     @cached_property
     def _orthogonal(self) -> tuple[Tensor, Tensor]:
-        """L `[k, n]` and the rows q_k / |q_k|² `[k, d]`, float64. A word whose value the others' span leaves none."""
+        """L `[k, n]` and the rows q_k / |q_k|² `[k, d]`, in the widest dtype. A word in the others' span has no row."""
         made, rows = list[Tensor](), list[Tensor]()
-        for n, value in enumerate(self.values.double()):
-            row = F.one_hot(torch.tensor(n, device=value.device), len(self.values)).double()
+        values = self.values.cpu().double()
+        for row, value in zip(torch.eye(len(values), dtype=torch.float64), values, strict=True):
             for other, q in zip(rows, made, strict=True):
                 row = row - (q @ value) / (q @ q) * other
-            left = row @ self.values.double()
+            left = row @ values
             if float(left.norm()) > SPANNED * float(value.norm()):
                 rows.append(row)
                 made.append(left)
         q = torch.stack(made)
-        return torch.stack(rows), q / q.square().sum(1, keepdim=True)
+        there = self.values.device
+        mix, along = torch.stack(rows), q / q.square().sum(1, keepdim=True)
+        return mix.to(there, widest(there)), along.to(there, widest(there))
 
 
 SPANNED = 1e-3

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from excise.erasers.edits.base import Tensors
+from excise.erasers.edits.base import Tensors, widest
 from excise.errors import ExciseError
 from excise.sites.site import Site
 
@@ -59,4 +59,4 @@ class ModulationEdit(Tensors):
 
 def bins_of(timesteps: Tensor, count: int, whole: int) -> Tensor:
     """Return, for each timestep from 0 to `whole`, the number of its bin among `count` of equal length."""
-    return (timesteps.double() * count / whole).long().clamp(0, count - 1)
+    return (timesteps.to(widest(timesteps.device)) * count / whole).long().clamp(0, count - 1)

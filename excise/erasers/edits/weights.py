@@ -112,8 +112,8 @@ def permeability(states: Tensor, ids: Sequence[int], words: Sequence[tuple[Tenso
         ids: Token ids of the prompt.
         words: Text states and token ids of each of the concept's words.
     """
-    prompt = states.double().flatten()
-    near = [float(F.cosine_similarity(prompt, word.double().flatten(), dim=0)) for word, _ in words]
+    prompt = states.cpu().double().flatten()  # MPS has no float64
+    near = [float(F.cosine_similarity(prompt, word.cpu().double().flatten(), dim=0)) for word, _ in words]
     shared = [len(tokens & set(ids)) / max(1, len(tokens)) for _, tokens in words]
     return max(0.0, *near, *shared)
 

@@ -7,7 +7,7 @@ count. Later hooks of others become observers (`excise.erasers.hooks.observers`)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, ValuesView
+from collections.abc import Container, Iterable, Iterator, ValuesView
 from functools import partial
 from itertools import chain
 from operator import is_
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from excise.erasers.hooks.observers import Key, Observer, is_of_library
+from excise.erasers.hooks.wrapping import wrapped_by
 
 _PASSING = {"training", "gradient_checkpointing", "forward", "to", "cuda", "npu", "xpu", "mlu", "musa", "sdaa"}
 """Attributes that an offloading or a change of mode sets."""
@@ -136,7 +137,7 @@ def _replacements(module: nn.Module) -> Iterator[Any]:
             if hook is not None and not is_of_library(type(hook)):
                 yield hook
             forward = vars(module).get("_old_forward")
-        elif origin == "diffusers.hooks.hooks" and (wrapped := _reference(forward.func)) is not None:
+        elif origin == "diffusers.hooks.hooks" and (wrapped := wrapped_by(forward.func)) is not None:
             yield from _foreign(part for part in (wrapped.pre_forward, wrapped.post_forward) if part is not None)
             forward = wrapped.original_forward or wrapped.forward
         else:
@@ -144,12 +145,6 @@ def _replacements(module: nn.Module) -> Iterator[Any]:
     is_own = getattr(forward, "__self__", None) is module and getattr(forward, "__func__", None) is type(module).forward
     if forward is not None and not is_own:
         yield forward
-
-
-def _reference(function: Callable[..., Any]) -> Any:
-    """Return the diffusers hook's functions that a wrapper of `forward` calls."""
-    cells = [cell.cell_contents for cell in function.__closure__ or ()]
-    return next((found for found in cells if hasattr(found, "original_forward")), None)
 
 
 def _values(module: nn.Module, name: str) -> Tensor | None:
@@ -163,7 +158,7 @@ def _values(module: nn.Module, name: str) -> Tensor | None:
     if tensor is None:
         return None
     flat = tensor.detach().flatten()
-    return flat[:: max(1, len(flat) // BUFFER_SAMPLES)][:BUFFER_SAMPLES].double().cpu()
+    return flat[:: max(1, len(flat) // BUFFER_SAMPLES)][:BUFFER_SAMPLES].cpu().double()
 
 
 def _close(one: Tensor | None, other: Tensor | None) -> bool:

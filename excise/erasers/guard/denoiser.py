@@ -161,6 +161,8 @@ class DenoiserGuard(Passage):
         still = {module for modules in self._watched.values() for module in modules}
         for module in [module for module in self._installed if module not in still]:
             remove(module, self._installed.pop(module))
+        if not self.attachments:
+            self.forget()
 
     @property
     def live(self) -> list[Host]:

@@ -73,6 +73,11 @@ def text_encoder_digests(pipe: Pipeline) -> dict[str, str]:
 
 
 def _digest(encoder: nn.Module, casts: tuple[torch.dtype, ...], naming: Naming = plain) -> str:
+    if any(map(_is_on_disk, encoder.modules())):
+        raise ExciseError(
+            "group offloading keeps the model's weights on disk, where an eraser cannot check them; enable it without "
+            "offload_to_disk_path"
+        )
     state = encoder.state_dict()
     return weights_digest(naming(state), lambda name: _weight(encoder, name, state[name]), casts)
 
@@ -92,6 +97,13 @@ def _weight(encoder: nn.Module, name: str, tensor: Tensor | None) -> Tensor:
     if tensor is None:
         raise ExciseError(f"the model's weights ({name}) are not in memory; attach the eraser before enabling offload")
     return tensor
+
+
+def _is_on_disk(module: nn.Module) -> bool:
+    """Whether diffusers frees the module's weights between runs, so that its memory holds anything."""
+    hooks = getattr(vars(module).get("_diffusers_hook"), "hooks", {})
+    groups = (getattr(hook, "group", None) for hook in hooks.values())
+    return any(getattr(group, "offload_to_disk_path", None) is not None for group in groups)
 
 
 def tokenizer_digest(tokenizer: Any) -> str:

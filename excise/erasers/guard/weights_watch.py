@@ -69,8 +69,8 @@ class WeightsWatch:
         watched = tensors if self._all_plain else []
         self._watched = watched
         self._written = _written(watched)
-        self._samples = _grouped([_sample(_as_stored(tensor)) for tensor in watched])
-        self._values = _bytes(self._samples)
+        self._places = [_places(group) for group in _grouped(watched)]
+        self._values = self._sampled()
         self._vocabularies = self._tokenizers()
         self.code = code_now(encoders, self._proved if self._host is not None else None)
         """`code_now` of the text encoders at the last look."""
@@ -87,8 +87,13 @@ class WeightsWatch:
             and all(_children(module) == inner and _weights_of(module) == own for module, inner, own in self._held)
             and _written(self._watched) == self._written
             and self._tokenizers() == self._vocabularies
-            and _bytes(self._samples) == self._values
+            and self._sampled() == self._values
         )
+
+    @torch.no_grad()
+    def _sampled(self) -> bytes:
+        """Return the sampled values of the watched weights."""
+        return _bytes([[*map(torch.as_strided, *places)] for places in self._places])
 
     def _watched_modules(self) -> dict[str, nn.Module]:
         """Return the watched modules by component. Avoid `pipe.components`, which inspects a signature at every
@@ -197,11 +202,20 @@ def _sample(tensor: Tensor) -> Tensor:
     return flat[:: max(1, len(flat) // SAMPLES)][:SAMPLES]
 
 
-def _grouped(samples: list[Tensor]) -> list[list[Tensor]]:
-    """Group samples by dtype and device, for one `cat` each."""
+def _places(tensors: list[Tensor]) -> tuple[list[Tensor], list[torch.Size], list[tuple[int, ...]]]:
+    """Return the tensors with the sizes and strides of their samples.
+
+    The samples themselves are views, which would keep the memory of weights that are moved to another device.
+    """
+    samples = [_sample(_as_stored(tensor)) for tensor in tensors]
+    return tensors, [sample.size() for sample in samples], [sample.stride() for sample in samples]
+
+
+def _grouped(tensors: list[Tensor]) -> list[list[Tensor]]:
+    """Group tensors by dtype and device, for one `cat` each."""
     groups: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
-    for sample in samples:
-        groups.setdefault((sample.dtype, sample.device), []).append(sample)
+    for tensor in tensors:
+        groups.setdefault((tensor.dtype, tensor.device), []).append(tensor)
     return list(groups.values())
 
 

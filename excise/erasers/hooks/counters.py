@@ -7,6 +7,8 @@ import threading
 import torch
 from torch import Tensor
 
+from excise.erasers.edits.base import widest
+
 _THREADS = 64
 """Most threads and devices with sums of their own. Reading them all makes room for further ones."""
 
@@ -35,8 +37,7 @@ class Counters:
         self._add((norms > 0).sum(), norms)
 
     def _add(self, rows: Tensor, norms: Tensor) -> None:
-        # MPS has no float64.
-        norm = norms.detach().sum(dtype=torch.float32 if norms.device.type == "mps" else torch.float64)
+        norm = norms.detach().sum(dtype=widest(norms.device))
         key = threading.get_ident(), norms.device
         with self._lock:
             if key not in self._sums and len(self._sums) >= _THREADS:

@@ -20,12 +20,14 @@ from excise.erasers.hooks.context import Call, is_muted
 from excise.erasers.hooks.edit_hook import EditHook, Shared, did_not_run
 from excise.erasers.hooks.prompt_texts import EncodedPrompt, PromptTexts
 from excise.erasers.hooks.setting import Fixed, Setting, image
-from excise.erasers.hooks.wrapping import Watch, found_on
+from excise.erasers.hooks.wrapping import Watch, found_on, renew
 from excise.errors import InvalidSetting
 from excise.sites.encoding import conditional, handed_on, tensors_of
 from excise.sites.site import taps_of
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from excise.erasers.hooks.host import Host
 
 
@@ -98,12 +100,15 @@ class UNetCallHook(EditHook):
 
     calls_alone: ClassVar[bool] = False
     """Whether it runs the U-Net with other states or rows, which edits of this kind by other erasers cannot follow."""
+    at: tuple[nn.Module, Around]
+    """The U-Net, and the module hook there."""
 
     def __init__(self, attachment: Host, edit: Any) -> None:
         super().__init__(attachment, edit)
         self._prompts = PromptTexts()
 
     def begin(self) -> None:
+        renew(*self.at)
         self._here.steps, self._here.found = Steps(), None
         self._here.image = _reference(image())
 
@@ -202,6 +207,12 @@ class Around(Shared, Watch):
     """The edits of one U-Net's calls, nested in each other."""
 
     hooks: tuple[UNetCallHook, ...]
+
+    @classmethod
+    def join(cls, module: nn.Module, hook: UNetCallHook) -> Self:  # type: ignore[override]
+        around = super().join(module, hook)
+        hook.at = module, around
+        return around
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if not torch.compiler.is_compiling():

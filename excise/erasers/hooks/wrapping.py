@@ -8,6 +8,9 @@ from __future__ import annotations
 import itertools
 import threading
 import weakref
+from collections.abc import Callable
+from functools import partial
+from types import FunctionType
 from typing import Any, TypeVar
 
 import torch
@@ -17,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from excise.erasers.hooks.bound import Bound
 from excise.erasers.hooks.observers import LatePreHooks
-from excise.erasers.hooks.setting import Fixed
+from excise.erasers.hooks.setting import LOCK, Fixed
 
 _LIVE: weakref.WeakValueDictionary[int, Passage] = weakref.WeakValueDictionary()
 _NUMBERS = itertools.count()
@@ -136,18 +139,54 @@ def install(module: nn.Module, hook: Passage) -> None:
     registry = vars(module)["_diffusers_hook"]
     if fresh:
         registry.excise_made_it = True
-    registry.register_hook(hook, hook.name)
-    hook.wrapper, hook.alive = vars(module)["forward"], True
+    _wrap(module, registry, hook)
+    hook.alive = True
     if isinstance(hook, Watch):
         before = module.register_forward_pre_hook(hook.arrived, with_kwargs=True)
         hook.handles = before, module.register_forward_hook(hook.departed, with_kwargs=True)
 
 
+def _wrap(module: nn.Module, registry: HookRegistry, hook: Passage) -> None:
+    registry.register_hook(hook, hook.name)
+    hook.wrapper = vars(module)["forward"]
+
+
+def renew(module: nn.Module, hook: Passage) -> None:
+    """Wrap `module.forward` again if the wrapper was dropped, as accelerate drops it when it renews an offloading that
+    is older."""
+    if vars(module).get("forward") is hook.wrapper:
+        return
+    with LOCK:
+        if hook.alive and _is_dropped(module, hook):
+            registry = vars(module)["_diffusers_hook"]
+            _unlink(module, registry, hook)
+            _wrap(module, registry, hook)
+
+
+def _is_dropped(module: nn.Module, hook: Passage) -> bool:
+    """Whether nothing but known wrappers other than the hook's is around the class's `forward`."""
+    forward = vars(module).get("forward")
+    while forward is not hook.wrapper and isinstance(forward, partial) and isinstance(forward.func, FunctionType):
+        if forward.func.__globals__.get("__name__") == "accelerate.hooks":
+            forward = vars(module).get("_old_forward")
+        elif (wrapped := wrapped_by(forward.func)) is not None:
+            forward = wrapped.original_forward or wrapped.forward
+        else:
+            return False
+    return forward is None or getattr(forward, "__func__", None) is type(module).forward
+
+
+def wrapped_by(function: Callable[..., Any]) -> Any:
+    """Return the functions of the diffusers hook that a wrapper of `forward` calls, or None for another function."""
+    cells = [cell.cell_contents for cell in function.__closure__ or ()]
+    return next((found for found in cells if hasattr(found, "original_forward")), None)
+
+
 def remove(module: nn.Module, hook: Passage) -> None:
     """Remove a hook, and the registry too if it is ours and now unused.
 
-    If `forward` was wrapped again since (by accelerate's offloading), our wrapper stays below it and passes everything
-    through: to remove it would remove the other wrapper too.
+    If `forward` was wrapped again since (by accelerate's offloading), our wrapper stays below it: to remove it would
+    remove the other wrapper too. It passes everything through, and does not keep the hook in memory.
     """
     registry: HookRegistry | None = vars(module).get("_diffusers_hook")
     hook.alive = False
@@ -155,13 +194,10 @@ def remove(module: nn.Module, hook: Passage) -> None:
         handle.remove()
     if registry is None or registry.get_hook(hook.name) is not hook:
         return
-    newest = next(reversed(registry.hooks.values()))
-    if hook is newest and vars(module).get("forward") is not hook.wrapper:
-        hook.fn_ref.pre_forward = lambda module, *args, **kwargs: (args, kwargs)
-        hook.fn_ref.post_forward = lambda module, output: output
-        hook.fn_ref.forward = hook.fn_ref.original_forward or hook.fn_ref.forward
-        return
-    _remove_from(registry, hook)
+    _unlink(module, registry, hook)
+    hook.fn_ref.pre_forward = lambda module, *args, **kwargs: (args, kwargs)
+    hook.fn_ref.post_forward = lambda module, output: output
+    hook.fn_ref.forward = hook.fn_ref.original_forward or hook.fn_ref.forward
     if registry.hooks:
         return
     forward = vars(module).get("forward")
@@ -171,14 +207,20 @@ def remove(module: nn.Module, hook: Passage) -> None:
         del module._diffusers_hook
 
 
-def _remove_from(registry: HookRegistry, hook: Passage) -> None:
-    """Remove a hook from its registry. Keep the `new_forward` of the hook above it, which diffusers' own `remove_hook`
-    replaces by the forward below."""
-    above = registry._fn_refs[registry._hook_order.index(hook.name) + 1 :][:1]
-    replacing = [(ref, ref.forward) for ref in above if ref.original_forward is not None]
+def _unlink(module: nn.Module, registry: HookRegistry, hook: Passage) -> None:
+    """Remove a hook from its registry, and its wrapper from where the module or the hook above calls it.
+
+    diffusers' own `remove_hook` overwrites what these call, even if it is a `new_forward` or another's wrapper.
+    """
+    below, forward = hook.fn_ref.original_forward or hook.fn_ref.forward, vars(module).get("forward")
+    called = [(ref, ref.forward, ref.original_forward) for ref in registry._fn_refs]
     registry.remove_hook(hook.name, recurse=False)
-    for ref, forward in replacing:
-        ref.original_forward, ref.forward = ref.forward, forward
+    for ref, *both in called:
+        ref.forward, ref.original_forward = (below if each is hook.wrapper else each for each in both)
+    if forward is None:
+        vars(module).pop("forward", None)
+    else:
+        module.forward = below if forward is hook.wrapper else forward
 
 
 H = TypeVar("H", bound=Passage)

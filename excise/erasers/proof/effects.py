@@ -32,7 +32,8 @@ def text_changes(pipe: Pipeline, prompts: Sequence[str], progress: Progress = la
             plain = _states(pipe, some)
         changes = torch.zeros(len(some), dtype=torch.float64)
         for new, old in zip(edited, plain, strict=True):
-            moved, norm = (x.flatten(1).norm(dim=1).cpu() for x in (new.double() - old.double(), old.double()))
+            after, before = new.cpu().double(), old.cpu().double()  # MPS has no float64
+            moved, norm = (x.flatten(1).norm(dim=1) for x in (after - before, before))
             changes = torch.maximum(changes, moved / norm.clamp(min=1e-12))
         found += changes.tolist()
         progress(len(some))

@@ -126,8 +126,8 @@ def removed_of(plain: Tensor, edited: Tensor, others: Tensor) -> Sums:
         edited: The same with it.
         others: `[n, ...]`: the same for n prompts with other words in the mention's place, without the eraser.
     """
-    own = plain.double()
-    difference, removed = own - others.double().mean(0), own - edited.double()
+    own, others, edited = (states.cpu().double() for states in (plain, others, edited))  # MPS has no float64
+    difference, removed = own - others.mean(0), own - edited
     return Sums(float((removed * difference).sum()), float(difference.square().sum()), float(removed.square().sum()))
 
 

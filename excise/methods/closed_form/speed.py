@@ -60,7 +60,7 @@ def solve(pipe: Pipeline, words: Sequence[str], kept: Sequence[str], config: SPE
     fixed = torch.cat([empty[:1], centres(empty[1:], CENTRES)]).T
     edits = []
     for site, layer in layers.items():
-        weight = layer.weight.detach().double().cpu()
+        weight = layer.weight.detach().cpu().double()
         generator = torch.Generator().manual_seed(config.seed)
         null = null_space(affected(weight, erased, anchor, held, config, generator), config.limit)
         down = right_factor(erased, null, fixed, config.scale, config.lam)

@@ -24,6 +24,7 @@ from excise.methods.sae.metadata import sae_name
 from excise.neurons.timesteps import Means
 from excise.pipeline import Pipeline
 from excise.sae import TopKSAE, card, load
+from excise.sae.metrics import exact
 from excise.sites import Site, block_site, capture_blocks
 
 
@@ -117,10 +118,10 @@ def _side(pipe: Pipeline, site: Site, sae: TopKSAE, prompts: Sequence[str], conf
         pooled[patches.step, list(patches.numbers)] = open_ones.reshape(*patches.states.shape[:2], -1).mean(1).cpu()
         means.add(patches.step, codes.values, codes.indices)
         timesteps[patches.step] = patches.timestep
-        least[patches.step] += codes.values[:, -1].double().sum().cpu()
+        least[patches.step] += exact(codes.values[:, -1]).sum().cpu()
         seen[patches.step] += len(flat)
-        total[patches.step] += flat.double().sum(0).cpu()
-        squares += flat.double().square().sum(0).cpu()
+        total[patches.step] += exact(flat).sum(0).cpu()
+        squares += exact(flat).square().sum(0).cpu()
     count = float(seen.sum())
     variance = float((squares / count - (total.sum(0) / count).square()).mean())
     return _Side(timesteps, means.means, least / seen, pooled, variance, total / seen[:, None])

@@ -32,7 +32,7 @@ def coupling(neurons: Sequence[int], kept: Sequence[PromptCodes], W_dec: Tensor)
         z = torch.where(codes.scored[..., None], codes.values.double(), 0.0)
         total.scatter_add_(0, codes.indices.flatten().long(), z.flatten())
     mean = total / max(1, sum(int(codes.scored.sum()) for codes in kept))
-    unit = F.normalize(W_dec.detach().double().cpu(), dim=1)
+    unit = F.normalize(W_dec.detach().cpu().double(), dim=1)
     found: Tensor = mean * (unit @ unit[list(neurons)].T).abs().amax(1)
     found[list(neurons)] = 0
     return found

@@ -68,7 +68,8 @@ def test_it_says_its_address_and_a_signal_closes_it(model_folder: Path, eraser: 
     assert said["erasers"] == ["gun-test"] and said["address"].startswith("http://127.0.0.1:")
     assert "Excise studio" in httpx.get(said["address"]).text
     assert list(eraser.parent.glob("excise-studio-*"))
-    with httpx.stream("GET", f"{said['address']}/gradio_api/heartbeat/tab") as tab:  # as an open page does
+    alive = said["address"] + "/gradio_api/heartbeat/tab"
+    with httpx.stream("GET", alive) as tab:  # as an open page does
         parts = tab.iter_text()  # kept: without it httpx closes the connection
         assert "ALIVE" in next(parts)
         started.send_signal(how)

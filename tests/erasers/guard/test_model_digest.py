@@ -118,6 +118,25 @@ def test_weights_out_of_memory_are_refused(tiny_pipe: Any) -> None:
         encoder_digests(copy.deepcopy(tiny_pipe.text_encoder).to("meta"))
 
 
+def test_weights_on_disk_are_refused(
+    tiny_pipe: Any, gun_eraser: Eraser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """diffusers leaves memory that nothing was written to in their place."""
+    from diffusers.hooks import apply_group_offloading
+
+    cpu = torch.device("cpu")
+    if torch.accelerator.current_accelerator() is None:  # diffusers 0.38 asks it for its type all the same
+        monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: cpu)
+    with gun_eraser.attach(tiny_pipe):
+        apply_group_offloading(
+            tiny_pipe.text_encoder, cpu, cpu, offload_type="leaf_level", offload_to_disk_path=str(tmp_path)
+        )
+        with pytest.raises(ExciseError, match="without offload_to_disk_path"):
+            tiny_pipe("a gun on grass", num_inference_steps=1)
+    with pytest.raises(ExciseError, match="without offload_to_disk_path"):
+        gun_eraser.attach(tiny_pipe)
+
+
 def test_it_says_which_files_the_text_encoder_came_from(tiny_pipe: Any, tmp_path: Path) -> None:
     from diffusers import StableDiffusionPipeline
 

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
+from excise.erasers import Eraser
 from excise.erasers.guard import weights_watch
 from excise.erasers.guard.weights_watch import WeightsWatch, weights_now
 from tests import tiny
@@ -79,6 +81,23 @@ def test_every_change_shows_at_the_next_look(tiny_pipe: Any, change: Callable[[A
     assert after != before
     assert after == weights_now(tiny_pipe, ("unet",))
     assert watched.now()[0] is after, "and from then on it stands"
+
+
+def test_weights_that_are_moved_are_freed(tiny_pipe: Any, gun_eraser: Eraser) -> None:
+    """An offloading replaces the memory of every weight by that on another device."""
+
+    def move() -> list[StorageWeakRef]:
+        before = [StorageWeakRef(p.untyped_storage()) for p in parameters]  # type: ignore[no-untyped-call]
+        for parameter in parameters:
+            parameter.data = parameter.data.clone()
+        return before
+
+    parameters = [*tiny_pipe.text_encoder.parameters(), *tiny_pipe.unet.parameters()]
+    move()  # away from memory that other tests share
+    with gun_eraser.attach(tiny_pipe):
+        for _ in range(3):
+            assert all(memory.expired() for memory in move())  # type: ignore[no-untyped-call]
+            tiny_pipe.encode_prompt("a gun on grass", "cpu", 1, False)
 
 
 def test_an_unchanged_pipeline_is_not_walked_through(tiny_pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from excise.erasers import Eraser
 from excise.methods import method
 from excise.sae import save
 from excise.sentences import sentence_vectors
-from tests.second_device import DEVICE, There, second_device
+from tests.second_device import DEVICE, MPS, There, second_device
 
 PROMPT = "a gun on grass"
 TRAINED = {"iterations": 2, "steps": 2}
@@ -55,11 +55,13 @@ ON_AN_SAE = ("snce", "itd", "concept-steerers")
 
 
 @pytest.fixture
-def away(tiny_pipe: Any, word_sae: Any, tiny_site: Any, tmp_path: Path) -> Iterator[tuple[Any, Path]]:
+def away(
+    tiny_pipe: Any, word_sae: Any, tiny_site: Any, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[tuple[Any, Path]]:
     """The tiny pipeline on the second device, and the folder of its SAE."""
     save(word_sae, tmp_path / "sae", {"site": asdict(tiny_site)})
     sentence_vectors(["read before"])
-    with second_device() as device:
+    with second_device(getattr(request, "param", DEVICE)) as device:
         yield tiny_pipe.to(device), tmp_path / "sae"
 
 
@@ -111,6 +113,31 @@ def test_methods_fit_draw_and_are_attacked_off_the_cpu(
         prefix_attack(pipe, PROMPT, picture, words, PrefixConfig(length=2, iterations=1, batch=2))
         learnt = invert(pipe, "gun", [f"a {WORD} on grass"], picture, InversionConfig(iterations=1, batch=2))
         assert learnt.device == DEVICE
+    assert torch.equal(draw(pipe, PROMPT), before)
+
+
+def test_a_mac_has_no_float64() -> None:
+    with second_device(MPS) as device:
+        there = torch.ones(2, device=device)
+        assert there.device == MPS
+        with pytest.raises(TypeError, match="float64"):
+            there.double()
+        with pytest.raises(TypeError, match="float64"):
+            torch.zeros(2, dtype=torch.float64, device=device)
+
+
+@pytest.mark.parametrize("away", [MPS], indirect=True)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in OF_EVERY_KIND else pytest.mark.slow) for name in METHODS]
+)
+def test_methods_fit_and_draw_on_a_mac(away: tuple[Any, Path], gun: Concept, name: str, tmp_path: Path) -> None:
+    pipe, sae = away
+    before = draw(pipe, PROMPT)
+    chosen = method(name)
+    settings = METHODS[name] | ({"sae": str(sae)} if name in ON_AN_SAE else {})
+    chosen.fit(pipe, gun, chosen.Config(**settings)).save(tmp_path / "gun")
+    with Eraser.load(tmp_path / "gun").attach(pipe):
+        assert not torch.equal(draw(pipe, PROMPT), before)
     assert torch.equal(draw(pipe, PROMPT), before)
 
 
