@@ -82,5 +82,7 @@ def _reasons(attachment: Attachment, digest: str, least: float, canary: bool) ->
         yield from changes
         if canary and not changes:
             attachment.prove()
+        if attachment.detached:
+            yield f"eraser {name!r} was unloaded"
     except ExciseError as error:
         yield str(error)

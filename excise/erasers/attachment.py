@@ -374,12 +374,13 @@ class Attachment:
 
     def changes(self) -> list[str]:
         """Return what differs in its pipeline from attach time, one message each, without counting a bypass."""
-        if self._guard is None:
-            return []
-        found = self._checks.moved_parts()
-        if Guard.of(self.pipe) is not self._guard:
-            found.append(f"encode_prompt was replaced after eraser {self.name!r} was attached; attach it again")
-        return found or list(self._checks.changes())
+        with setting.LOCK:  # else another thread may detach it meanwhile
+            if self._guard is None:
+                return []
+            found = self._checks.moved_parts()
+            if Guard.of(self.pipe) is not self._guard:
+                found.append(f"encode_prompt was replaced after eraser {self.name!r} was attached; attach it again")
+            return found or list(self._checks.changes())
 
     def answers_for(self, pipe: Pipeline) -> bool:
         """Whether it is attached to `pipe`, or `pipe` has one of its edited components in the same place."""

@@ -194,7 +194,7 @@ def replace_eraser(pipe: Pipeline, name: str, source: StrPath, **options: Any) -
         name: Name of the loaded eraser.
         source: A folder, or `OWNER/NAME` on the hub, of the new one.
         options: As for `load_eraser`, except `name` and `enabled`. The old eraser's `strength`, `strict`, `on_bypass`
-            and `allow_amplify` are the defaults, as they are when the new one takes over.
+            and `allow_amplify` are the defaults; strength and `on_bypass` as they are when the new one takes over.
 
     Returns:
         The new attachment, under the old name; the old one if it is the same eraser.
@@ -212,16 +212,13 @@ def replace_eraser(pipe: Pipeline, name: str, source: StrPath, **options: Any) -
     if others:
         raise InvalidSetting(f"{source} holds several erasers; name the folder of one")
     if eraser.digest == old.eraser.digest:
-        for key in ("allow_amplify", "on_bypass", "strength"):
-            if options.get(key) is not None:
-                setattr(old, key, options[key])
+        _set(old, name, **options)
         return old
     keeps = {"strict": old.strict, "allow_amplify": old.allow_amplify, **options}
     new = eraser.attach(pipe, name=f"{name} (new)", enabled=False, **keeps)
     with setting.LOCK:
         try:
-            if old.detached:
-                raise NotFound(f"eraser {name!r} was unloaded or replaced meanwhile")
+            _refuse_detached(old, name)
             if "on_bypass" not in options:
                 new.on_bypass = old.on_bypass
             if "strength" not in options and new.encoded_by is None:  # else the pipeline that encodes has the strength
@@ -229,11 +226,43 @@ def replace_eraser(pipe: Pipeline, name: str, source: StrPath, **options: Any) -
         except ExciseError:
             new.detach()
             raise
-        new.name, new.encoding._enabled = name, old.encoding._enabled
+        new.name = name
+        if new.encoded_by is None:
+            new._enabled = old._enabled
         old.detach()
         setting.changed()
     warn_if_weak([eraser])
     return new
+
+
+def _refuse_detached(old: Attachment, name: str) -> None:
+    if old.detached:
+        raise NotFound(f"eraser {name!r} was unloaded or replaced meanwhile")
+
+
+def _set(
+    old: Attachment,
+    name: str,
+    *,
+    strength: float | None = None,
+    strict: bool | None = None,
+    sae: Any | None = None,
+    on_bypass: OnBypass | None = None,
+    allow_amplify: bool | None = None,
+) -> None:
+    """Set what `replace_eraser` is given for the eraser that is there already, all of it or nothing."""
+    if strict not in (None, old.strict):
+        raise InvalidSetting(f"eraser {name!r} is this one already, with strict={old.strict}; unload it to change that")
+    with setting.LOCK:
+        _refuse_detached(old, name)
+        before = old.allow_amplify, old.on_bypass
+        try:
+            old.allow_amplify = before[0] if allow_amplify is None else allow_amplify
+            old.on_bypass = on_bypass or before[1]
+            old.strength = old.encoding._strength if strength is None else strength
+        except ExciseError:
+            old.allow_amplify, old.on_bypass = before
+            raise
 
 
 def enable_erasers(pipe: Pipeline) -> None:

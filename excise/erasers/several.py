@@ -124,7 +124,7 @@ def merge(erasers: Sequence[Eraser], name: str = "merged") -> Eraser:
 
 def _check_part(eraser: Eraser, first: Eraser) -> None:
     """Raise an error unless the eraser can be merged with the first one."""
-    if any(eraser.made_for.get(key) != first.made_for.get(key) for key in ("encoders", "tokenizers")):
+    if any(eraser.made_for.get(key) != first.made_for.get(key) for key in ("encoders", "tokenizers", "lengths")):
         raise WrongModel(f"{first.name!r} and {eraser.name!r} were made for different models; merge those of one")
     if (
         not all(can_be_merged(edit) for edit in eraser.edits)

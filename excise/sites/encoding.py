@@ -23,7 +23,7 @@ def encode_prompt(
 ) -> Any:
     """Return the result of the pipeline's `encode_prompt`, by default without the unconditional branch.
 
-    Prompts are encoded as for an image (see `defaults`).
+    Prompts are encoded as for an image (see `call_defaults`).
 
     Args:
         pipe: The pipeline.
@@ -36,7 +36,7 @@ def encode_prompt(
     """
     if not callable(getattr(pipe, "encode_prompt", None)):
         raise WrongModel(f"{type(pipe).__name__} has no encode_prompt; wrap its encoder in excise.TextEncoding")
-    takes = defaults(pipe)
+    takes = call_defaults(pipe)
     several = not isinstance(prompt, str)
     given = {
         "prompt": list(prompt) if several else prompt,  # a copy, since some pipelines write their template into it
@@ -49,7 +49,7 @@ def encode_prompt(
     return as_diffusers(pipe).encode_prompt(**takes | {name: value for name, value in given.items() if name in takes})
 
 
-def defaults(pipe: Pipeline) -> dict[str, Any]:
+def call_defaults(pipe: Pipeline) -> dict[str, Any]:
     """Return what an image's call gives each parameter of `encode_prompt` by default; None where there is no default.
 
     The call's own default counts: Sana's has an instruction that comes before each prompt, and Wan's reads 512 tokens,

@@ -10,7 +10,7 @@ from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
 from excise.pipeline import Pipeline
-from excise.sites.encoding import defaults
+from excise.sites.encoding import call_defaults
 from excise.sites.language import LanguageModel
 from excise.sites.locking import own_copy
 from excise.sites.site import encoder_of, text_encoders, tokenizer_of
@@ -125,7 +125,7 @@ def _limit(pipe: Pipeline, component: str) -> int | None:
     positions = getattr(getattr(encoder, "config", None), "max_position_embeddings", None)
     longest = min(int(tokenizer.model_max_length), int(positions or tokenizer.model_max_length))
     if not type(encoder).__name__.startswith("CLIPText") and callable(getattr(pipe, "encode_prompt", None)):
-        longest = min(longest, defaults(pipe).get("max_sequence_length") or longest)
+        longest = min(longest, call_defaults(pipe).get("max_sequence_length") or longest)
     return longest if longest < _NO_LIMIT else None
 
 

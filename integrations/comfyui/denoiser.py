@@ -61,10 +61,12 @@ def applied_to_model(model: Any, eraser: Artefact, strength: float = 1.0, strict
         elif isinstance(edit, BlockEdit | DirectionEdit):
             key = key_of(names, edit.site.path, _ENDINGS)
             blocks.append((key, edit))
+    if not strength:
+        return made
     mine = Placed(eraser.digest, eraser.name, tuple(key for key, _ in blocks))
     mine.refuse(there)
     made.set_attachments(KEY, (*there, mine))
-    if blocks and strength:
+    if blocks:
         _inject(made, Blocks(eraser, blocks, strength))
     return made
 

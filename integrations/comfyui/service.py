@@ -16,7 +16,7 @@ from server import PromptServer
 from excise.erasers.artefact.files import every_eraser
 from excise.erasers.artefact.record import Artefact
 from excise.erasers.hooks.known_vectors import KnownVectors
-from excise.errors import ExciseError, NotFound, WrongModel
+from excise.errors import ExciseError, InvalidSetting, NotFound, WrongModel
 
 from .apply import applied, components, refuse_kind
 from .guard import check, guard_every_sampling
@@ -45,7 +45,10 @@ class Enforced:
         loaded = [Artefact.load(folder) for root in roots for folder in every_eraser(Path(root))]
         erasers = list({eraser.digest: eraser for eraser in loaded}.values())
         for eraser in erasers:
-            refuse_kind(eraser)
+            try:
+                refuse_kind(eraser)
+            except InvalidSetting as error:
+                raise InvalidSetting(f"{error}; to start, move it out of the folders of {ENFORCE}") from error
         return cls(erasers)
 
     def apply(self, clip: Any) -> None:

@@ -18,7 +18,7 @@ from tests.planted import NEURON, planted
 from tests.tiny import words
 
 GUN = "a gun on grass"
-LENGTHS = {"flux": 512, "sd3": 256, "pixart": 300, "wan": 226}
+LENGTHS = {"flux": 512, "sd3": 256, "pixart": 300, "wan": 512}
 
 
 def built(family: str) -> tuple[Any, Eraser]:
@@ -59,6 +59,9 @@ def test_another_length_in_a_pipeline_of_the_same_components() -> None:
         sibling.encode_prompt(GUN, None, "cpu")
         with pytest.raises(EraserDidNotFire, match="max_sequence_length is 128"):
             sibling.encode_prompt(GUN, None, "cpu", max_sequence_length=128)
+    with eraser.attach(pipe, on_bypass="allow") as attachment, torch.no_grad():
+        sibling.encode_prompt(GUN, None, "cpu", max_sequence_length=128)
+        assert attachment.status()["bypasses"] == 1
 
 
 @pytest.mark.parametrize("family", ["pixart", "wan"])

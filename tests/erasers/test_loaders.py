@@ -263,7 +263,18 @@ def test_replacing_an_eraser_by_itself_keeps_it_attached(tiny_pipe: Any, gun_era
     old = excise.load_eraser(tiny_pipe, saved, name="gun", strength=0.75)
     assert excise.replace_eraser(tiny_pipe, "gun", saved) is old
     assert (old.attached, old.strength, excise.get_active_erasers(tiny_pipe)) == (True, 0.75, ["gun"])  # type: ignore
-    assert excise.replace_eraser(tiny_pipe, "gun", saved, strength=0.5).strength == 0.5
+    assert excise.replace_eraser(tiny_pipe, "gun", saved, strength=0.5, strict=True, sae=None).strength == 0.5
+    for wrong in ({"strict": False}, {"strength": float("nan"), "on_bypass": "warn"}, {"strength": -1.0}):
+        with pytest.raises(excise.InvalidSetting):
+            excise.replace_eraser(tiny_pipe, "gun", saved, **wrong)
+    with pytest.raises(TypeError, match="strenght"):
+        excise.replace_eraser(tiny_pipe, "gun", saved, strenght=1.0)
+    assert (old.strength, old.on_bypass, old.strict) == (0.5, "raise", True)
+    excise.replace_eraser(tiny_pipe, "gun", saved, strength=-1.0, allow_amplify=True)
+    with pytest.raises(excise.InvalidSetting, match="amplify"):
+        excise.replace_eraser(tiny_pipe, "gun", saved, allow_amplify=False)
+    assert old.allow_amplify and old.strength == -1
+    excise.replace_eraser(tiny_pipe, "gun", saved, strength=0.5, allow_amplify=False)
     with pytest.raises(excise.Tampered, match="digest"):
         excise.replace_eraser(tiny_pipe, "gun", saved, digest="0" * 64)
     second(gun_eraser).save(saved.parent / "both" / "second")

@@ -183,7 +183,8 @@ class Plan:
                     changes = dict(zip(about, text_changes(self.pipe, about, progress), strict=True))
                     effects.append(self._effects("text states", attachment, progress))
             if self.eraser.denoisers:
-                effects.append(self._effects("prediction", attachment, progress))
+                with proving(attachment, "denoiser"):
+                    effects.append(self._effects("prediction", attachment, progress))
         return effects, changes
 
     def _effects(self, measured: Measured, attachment: Attachment, progress: Progress) -> Effects:
@@ -218,11 +219,11 @@ class Plan:
         if sae is None and any(edit.needs_sae for edit in self.edits):
             raise ExciseError('this eraser has gate="topk", which needs the SAE it was made from; name it with --sae')
         try:
-            return self.eraser.attach(self.pipe, sae=sae), None
+            return Attachment(self.eraser, self.pipe, sae=sae, trial=True), None
         except EraserDidNotFire as error:
             refusal = str(error)
         try:
-            return self.eraser.attach(self.pipe, sae=sae, strict=False), refusal
+            return Attachment(self.eraser, self.pipe, sae=sae, strict=False, trial=True), refusal
         except EraserDidNotFire:
             return None, refusal
 

@@ -189,7 +189,7 @@ def erase_by(
         WeakEraserError: The eraser is weak and `accept_weak` is false.
     """
     _, settings = parsed(f"{name}:{','.join(given)}")
-    chosen, kept = method(name), out.with_name(f"{out.name}.training")
+    chosen, kept = method(name), out.with_name(f".{out.name}.training")
     known = settings_of(name, bundled_settings(preset)) if bundled else {}
     for key in declared(name):
         part, _, setting = key.rpartition(".")

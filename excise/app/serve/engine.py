@@ -21,7 +21,7 @@ from excise import loading
 from excise.app.serve import erasers, policy, sizes
 from excise.app.serve.asking import Asked, BadField
 from excise.bench.pictures import png
-from excise.drawn import Drawn, Pixels
+from excise.drawn import Drawn
 from excise.errors import EraserDidNotFire, ExciseError, WrongModel
 from excise.settings import SEEDS
 from excise.sites.encoding import encode_prompt
@@ -101,6 +101,8 @@ class Engine:
         self.stopping = False
         self.waiting = 0
         """Requests that the worker has to do."""
+        self.own: tuple[int, int] | None = None
+        """Width and height of a picture whose size is left to the model, once they are known."""
         self._unfinished: set[Future[Any]] = set()
 
     def submit(self, work: Callable[[], T]) -> Future[T]:
@@ -119,7 +121,8 @@ class Engine:
         """Load the pipeline and put the erasers on it. Call it in the worker thread. Raises ExciseError."""
         erasers.load(self.policy)  # seconds sooner than the model
         self.pipe = self._load()
-        sizes.refuse_below(self.pipe, self.policy.limits.pixels)
+        self.own = sizes.own(self.pipe)
+        sizes.refuse_below(self.own, self.policy.limits.pixels)
         self.served = erasers.put(self.pipe, self.policy)
 
     def reload(self) -> None:
@@ -128,7 +131,7 @@ class Engine:
         Raises ExciseError if the file or one of its erasers is refused; then the old policy stays.
         """
         read = policy.read(self.path, self.require_signature)
-        sizes.refuse_below(self.pipe, read.limits.pixels)
+        sizes.refuse_below(self.own, read.limits.pixels)
         self.served = erasers.put(self.pipe, read, self.served)
         self.policy = read
 
@@ -211,6 +214,8 @@ class Engine:
         acted = {rule: [n for n in rows if rows[n] and rules[n].when_fired == rule] for rule in ("refuse", "flag")}
         if acted["refuse"]:
             raise Refused(acted["refuse"])
+        if asked.size is None and self.own is not None:
+            _check_size(self.own, asked, served.policy.limits.pixels)
         first = secrets.randbelow(SEEDS - asked.n + 1) if asked.seed is None else asked.seed
         seeds = list(range(first, first + asked.n))
         pictures = []
@@ -225,7 +230,10 @@ class Engine:
             with excise.using(self.pipe, now):
                 drawn = Drawn.by(self.pipe(asked.prompt, **self._options(asked, seed, step)))
             (pixels,) = drawn.sound([seed])
-            _check_size(pixels, asked, served.policy.limits.pixels)
+            made = pixels.shape[1], pixels.shape[0]
+            if asked.size is None:
+                self.own = made
+            _check_size(made, asked, served.policy.limits.pixels)
             pictures.append(png(pixels, self._metadata(asked, seed, served, now)))
         lost = "".join(cut.lost for cut in cuts(self.pipe, [asked.prompt]))
         return Made(pictures, seeds, now, served.digests, rows, acted["flag"], lost)
@@ -253,9 +261,9 @@ class Engine:
         self._thread.shutdown(wait=True, cancel_futures=True)
 
 
-def _check_size(pixels: Pixels, asked: Asked, most: int) -> None:
+def _check_size(made: tuple[int, int], asked: Asked, most: int) -> None:
     """Raise BadField if a picture has another size than was asked for, or more pixels than the limit."""
-    height, width = pixels.shape[:2]
+    width, height = made
     if asked.size not in (None, (width, height)):
         raise BadField("size", f"the model makes {width}x{height} of this size; ask for that")
     if width * height > most:

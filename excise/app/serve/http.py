@@ -71,8 +71,14 @@ class Service:
         """The served model, as OpenAI describes one."""
         return {"id": self.name, "object": "model", "created": self.created, "owned_by": "excise"}
 
+    def check_visitor(self, request: Request) -> None:
+        """Raise Failure for a page of another site, if the service has no keys."""
+        if not self.allowed and (why := foreign(request.headers)):
+            raise Failure(403, f"{why}, or set {KEYS}", DENIED, "foreign_page")
+
     def check_key(self, request: Request) -> None:
-        """Raise Failure unless the request has one of the keys, if the service has any."""
+        """Raise Failure unless the request has one of the keys, or without keys comes from this machine."""
+        self.check_visitor(request)
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         given = hashlib.sha256(key.strip().encode()).digest()
         # All are compared, so that the time tells nothing.
@@ -122,6 +128,7 @@ class Service:
                 if await request.is_disconnected():
                     raise client_gone()
             made = waiting.result()
+            self._doubts = []  # the erasers are in force, whatever kept the canaries from being encoded
         finally:
             gone = True
             work.cancel()
@@ -217,19 +224,8 @@ async def _body(request: Request) -> bytes:
 
 def app_of(service: Service) -> FastAPI:
     """Return the application."""
-
-    async def local(request: Request) -> None:
-        if not service.allowed and (why := foreign(request.headers)):
-            raise Failure(403, why, DENIED, "foreign_page")
-
-    app = FastAPI(
-        title="Excise",
-        docs_url=None,
-        redoc_url=None,
-        openapi_url=None,
-        lifespan=service.life,
-        dependencies=[Depends(local)],
-    )
+    app = FastAPI(title="Excise", docs_url=None, redoc_url=None, openapi_url=None, lifespan=service.life)
+    local: dict[str, Any] = {"dependencies": [Depends(service.check_visitor)]}
 
     @app.exception_handler(Failure)
     async def _failure(request: Request, error: Failure) -> Response:
@@ -242,7 +238,7 @@ def app_of(service: Service) -> FastAPI:
 
     for path in ("/v1/images/generations", "/v1/images"):
         app.add_api_route(path, service.images, methods=["POST"])
-    app.add_api_route("/readyz", service.ready, methods=["GET"])
+    app.add_api_route("/readyz", service.ready, methods=["GET"], **local)
 
     @app.get("/v1/models")
     async def _models(request: Request) -> Any:
@@ -256,11 +252,11 @@ def app_of(service: Service) -> FastAPI:
             raise as_failure(asking.NoSuchModel(service.name))
         return service.model
 
-    @app.get("/healthz")
+    @app.get("/healthz", **local)
     async def _healthy() -> Any:
         return {"alive": True}
 
-    @app.get("/metrics")
+    @app.get("/metrics", **local)
     async def _metrics() -> Response:
         return Response(service.metrics.text(), media_type=CONTENT_TYPE)
 

@@ -29,9 +29,9 @@ def own(pipe: Any) -> tuple[int, int] | None:
     return width * pipe.vae_scale_factor, height * pipe.vae_scale_factor
 
 
-def refuse_below(pipe: Any, pixels: int) -> None:
-    """Raise InvalidSetting if a picture of the pipeline's own size has more pixels than this limit."""
-    width, height = own(pipe) or (0, 0)
+def refuse_below(own: tuple[int, int] | None, pixels: int) -> None:
+    """Raise InvalidSetting if the pipeline's own size is known and has more pixels than this limit."""
+    width, height = own or (0, 0)
     if width * height > pixels:
         raise InvalidSetting(
             f"limits.pixels is {pixels}, and the model's own size is {width}x{height}; allow at least {width * height}"

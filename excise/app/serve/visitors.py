@@ -25,8 +25,8 @@ def foreign(headers: Mapping[str, str]) -> str:
     Any web page can make its visitor's browser send requests to this machine. The browser states the page's site in
     `Origin`. If that site's name stands for 127.0.0.1, the page could read the answers too; then `Host` has that name.
     """
-    host, origin = headers.get("host", ""), headers.get("origin")
-    if not _on_loopback(f"//{host}"):
+    host, origin = headers.get("host"), headers.get("origin")
+    if host is not None and not _on_loopback(f"//{host}"):  # every browser states it
         return f"the request is for the host {shown(host)}; ask for 127.0.0.1 or localhost"
     if origin is not None and not _on_loopback(origin):
         return f"the request is of a page of {shown(origin)}; only pages of this machine may ask"

@@ -73,7 +73,8 @@ def put(
 
     Raises InvalidSetting for a second edit that replaces patches of the block.
     """
-    others = () if (shared := found_on(block, BlockEdits)) is None else shared.hooks
+    shared = found_on(block, BlockEdits) if attachment.listed else None
+    others = () if shared is None else [one for one in shared.hooks if one.attachment.listed]
     if isinstance(edit, ReplacementEdit) and (
         second := [one for one in others if isinstance(one.edit, ReplacementEdit)]
     ):

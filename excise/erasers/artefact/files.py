@@ -85,6 +85,10 @@ def eraser_folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and _is_eraser(path)) or [folder]
 
 
+_OF_SYSTEMS = ("lost+found", "@eaDir", "__MACOSX")
+"""Folders that file systems and archives add."""
+
+
 def every_eraser(folder: Path) -> list[Path]:
     """Return what `eraser_folders` does, for a service in which no eraser may be missing.
 
@@ -93,8 +97,8 @@ def every_eraser(folder: Path) -> list[Path]:
     found = eraser_folders(folder)
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         visible = (path.is_dir() or not path.exists()) and not path.name.startswith(".")  # also a link to nothing
-        if visible and path not in found:
-            raise NotFound(f"{path} is not an eraser; put erasers directly into {folder}, and nothing else")
+        if visible and path not in found and path.name not in _OF_SYSTEMS:
+            raise NotFound(f"{path} is not an eraser; remove it, or copy an eraser directly into {folder} again")
     return found
 
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from excise.erasers.artefact.canary import shift
 from excise.erasers.hooks.known_vectors import KnownVectors
-from excise.erasers.hooks.wrapping import Passage, install, remove
+from excise.erasers.hooks.unet_call import Around
+from excise.erasers.hooks.wrapping import Passage, found_on, install, remove, renew
 from excise.errors import WrongModel
 from excise.pipeline import Pipeline, as_diffusers
 from excise.sites.denoiser import denoiser_of
@@ -41,6 +42,8 @@ def denoiser_predictions(pipe: Pipeline, prompt: str, steps: int) -> list[Tensor
         WrongModel: if the pipeline needs other inputs than a prompt and images.
     """
     denoiser, peek = denoiser_of(pipe)[1], _Peek(steps // 2 + steps % 2)
+    if (around := found_on(denoiser, Around)) is not None:
+        renew(denoiser, around)  # before the peek, which must see what the edits make and not what they call
     install(denoiser, peek)
     shown = getattr(pipe, "_progress_bar_config", {})
     as_diffusers(pipe).set_progress_bar_config(disable=True)

@@ -19,7 +19,7 @@ from excise.errors import ExciseError
 from excise.files import open_regular
 from excise.pipeline import Pipeline
 from excise.sites.denoiser import denoiser_of
-from excise.sites.encoding import defaults
+from excise.sites.encoding import call_defaults
 from excise.sites.locking import own_copy
 from excise.sites.site import text_encoders, tokenizer_of
 
@@ -160,7 +160,7 @@ def _lengths(pipe: Pipeline, encoders: dict[str, nn.Module]) -> dict[str, int]:
 
     T5 reads in both directions and most pipelines do not mask the padding, so every state depends on this number.
     """
-    length = defaults(pipe).get("max_sequence_length")
+    length = call_defaults(pipe).get("max_sequence_length")
     if length is None:
         return {}
     return {name: length for name, encoder in encoders.items() if "shared.weight" in encoder.state_dict()}

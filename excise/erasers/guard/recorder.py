@@ -87,8 +87,11 @@ class EncoderRecorder(Watch):
         for attachment in dict.fromkeys(hook.attachment for hook in hooks):
             if attachment not in looked:  # another pipeline may have changed the encoder
                 attachment.refuse_changed()
-                if (sibling := self._here.call) is not None and attachment.answers_for(sibling.pipe):
-                    attachment.refuse_early(sibling)
+                sibling = self._here.call
+                if sibling is None or id(attachment) in sibling.asked or not attachment.answers_for(sibling.pipe):
+                    continue
+                sibling.asked.add(id(attachment))  # once a call: a bypass counts once
+                attachment.refuse_early(sibling)
 
     def _write(self, output: Any) -> None:
         hooks, before = self._hooks(), self._here.before

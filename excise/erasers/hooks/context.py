@@ -41,6 +41,8 @@ class Call:
     layers: tuple[str, ...] = ()
     """Arguments that select other hidden states than the pipeline's default, such as `clip_skip`."""
 
+    asked: set[int] = field(default_factory=set)
+    """Ids of the attachments that a text encoder's run has asked about the call's arguments."""
     counted_by: int | None = None
     """Id of the tally that counts its prompts. Each of a pipeline's encoders has one."""
 

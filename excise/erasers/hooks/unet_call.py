@@ -252,7 +252,8 @@ def put(kind: type[UNetCallHook]) -> Callable[[Host, Any, nn.Module], tuple[UNet
 
     def at(attachment: Host, edit: Any, unet: nn.Module) -> tuple[UNetCallHook, Callable[[], None]]:
         hook = kind(attachment, edit)
-        others = () if (shared := found_on(unet, Around)) is None else shared.hooks
+        shared = found_on(unet, Around) if attachment.listed else None
+        others = () if shared is None else [one for one in shared.hooks if one.attachment.listed]
         if others and any(one.calls_alone for one in (hook, *others)):
             raise InvalidSetting(
                 f"erasers {attachment.eraser.name!r} and {others[0].attachment.eraser.name!r} cannot be attached "

@@ -154,7 +154,7 @@ def _wrap(module: nn.Module, registry: HookRegistry, hook: Passage) -> None:
 def renew(module: nn.Module, hook: Passage) -> None:
     """Wrap `module.forward` again if the wrapper was dropped, as accelerate drops it when it renews an offloading that
     is older."""
-    if vars(module).get("forward") is hook.wrapper:
+    if vars(module).get("forward") is hook.wrapper or not _is_dropped(module, hook):
         return
     with LOCK:
         if hook.alive and _is_dropped(module, hook):

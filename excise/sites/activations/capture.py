@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from excise.errors import ExciseError
 from excise.pipeline import Pipeline
 from excise.sites.activations.tokenising import tokenise
-from excise.sites.encoding import Enough, encode_prompt
+from excise.sites.encoding import Enough, call_defaults, encode_prompt
 from excise.sites.language import LanguageModel, held
 from excise.sites.site import Site, encoder_of, resolve, tokenizer_of
 from excise.sites.truncation import warn_of_cuts
@@ -33,10 +33,12 @@ class Features:
     ids: Tensor
     """Token ids `[B, T]`."""
     scored: Tensor
-    """`[B, T]` bool: the positions that count when scoring neurons: words and EOS, not BOS or padding."""
+    """`[B, T]` bool: the positions that count when scoring neurons: words and EOS, not BOS, padding or a pipeline's
+    own instruction."""
     kept: Tensor | None = None
     """`[B, T]` bool, on the CPU: the positions an SAE is trained on, or None for all. A denoiser reads padding too, but
-    a sample of it suffices for training (`capture_by_length`). A language model reads none."""
+    a sample of it suffices for training (`capture_by_length`). A language model reads none, and no denoiser an
+    instruction that its pipeline puts before every prompt."""
 
     def vectors(self, site: Site) -> Tensor:
         """Return the vectors `[N, d]` that an SAE is trained on."""
@@ -122,7 +124,21 @@ def run(pipe: Pipeline, component: str, batch: list[str]) -> tuple[Tensor, Tenso
     ids = given["input_ids"].cpu()
     scored = mask.cpu().bool() if isinstance(mask, Tensor) else torch.ones_like(ids).bool()
     first = tokenizer_of(pipe, component).bos_token_id
+    scored = scored & _read_by_the_denoiser(pipe, component, ids)
     return ids, scored if first is None else scored & (ids != first), given.get("output")
+
+
+def _read_by_the_denoiser(pipe: Pipeline, component: str, ids: Tensor) -> Tensor:
+    """Return `[B, T]` bool: all positions but those of the instruction that Sana's pipeline puts before each prompt.
+
+    Of these the pipeline hands on the first one and the last one, which it takes to begin the prompt.
+    """
+    own = {} if is_clip(encoder_of(pipe, component)) else call_defaults(pipe)
+    lines = own.get("complex_human_instruction")
+    length = len(tokenizer_of(pipe, component).encode("\n".join(lines))) if lines else 0
+    read = torch.ones_like(ids).bool()
+    read[:, 1 : max(1, length - 1)] = False
+    return read
 
 
 @torch.no_grad()
@@ -176,7 +192,8 @@ def _read(pipe: Pipeline, component: str, modules: dict[Site, nn.Module], batch:
     with listening(modules) as states:
         if not isinstance(pipe, LanguageModel):
             ids, scored, _ = run(pipe, component, batch)
-            return Features(states, ids, scored)
+            read = _read_by_the_denoiser(pipe, component, ids.cpu())
+            return Features(states, ids, scored, None if read.all() else read)
         ids, attention = pipe.tokenise(batch, pipe.positions)
         with suppress(Enough):
             pipe.run(ids, attention)

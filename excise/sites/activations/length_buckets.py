@@ -178,9 +178,10 @@ def _padded(
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]), reverse=True)  # as above
     for begin, features in enumerate(capture(pipe, sites, [prompts[number] for number in order], batch_size)):
         numbers = order[begin * batch_size : begin * batch_size + len(features.ids)]
-        if features.kept is None and not whole():
+        if not isinstance(pipe, LanguageModel) and not whole():
             ids, scored = features.ids.cpu(), features.scored.cpu()
-            features = Features(features.states, ids, scored, _begun(scored))
+            kept = _begun(scored) if features.kept is None else _begun(scored) & features.kept
+            features = Features(features.states, ids, scored, kept)
         yield Batch(numbers, features)
 
 

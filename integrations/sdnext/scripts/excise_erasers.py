@@ -143,15 +143,14 @@ if not WHY and not hasattr(prompt_parser_diffusers, "under_excise"):
     parser.get_weighted_text_embeddings = under_erasers(parser.get_weighted_text_embeddings)
     parser.get_xhinker_text_embeddings = not_under_erasers(parser.get_xhinker_text_embeddings)
     parser.under_excise = True
+script_callbacks.on_model_loaded(attach)
+script_callbacks.on_before_process(check)
 for video in ("modules.video_models.video_load", "modules.framepack.framepack_load"):
     try:
         module: Any = importlib.import_module(video)
+        if not hasattr(module, "under_excise"):
+            module.load_model, module.under_excise = then_checked(module.load_model), True
     except Exception as error:
-        print(f"Excise: {video} is not covered, because it cannot be imported: {error}")
-        continue
-    if not hasattr(module, "under_excise"):
-        module.load_model, module.under_excise = then_checked(module.load_model), True
-script_callbacks.on_model_loaded(attach)
-script_callbacks.on_before_process(check)
+        print(f"Excise: {video} is not covered: {error}")
 if shared.sd_loaded:
     check()

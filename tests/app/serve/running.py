@@ -7,7 +7,8 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,14 @@ from excise.app.serve.http import Service, app_of
 ROOT = Path(__file__).parents[3]
 WAIT = 300
 """Most seconds to wait for anything; only a hang takes them."""
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Wait until it is true."""
+    end = time.monotonic() + WAIT
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from excise.app.serve.engine import Engine
 from excise.erasers import Eraser
 from excise.settings import SEEDS
 from tests.app.serve.conftest import PLAIN
-from tests.app.serve.running import serving
+from tests.app.serve.running import serving, until
 
 GUN, CAT = "a gun on grass", "a cat on grass"
 KEY = "a-key-of-more-than-16-characters"
@@ -231,9 +231,7 @@ def test_a_client_that_goes_while_it_sends_is_no_error_of_the_service(engine: En
     with serving(engine) as client:
         with socket.create_connection(("127.0.0.1", client.base_url.port or 0)) as sending:
             sending.sendall(b'POST /v1/images HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\n{"prompt"')
-        while not metric(client, "excise_request_seconds_count"):
-            time.sleep(0.01)
-        assert metric(client, "excise_requests_total", status="499") == 1
+        until(lambda: metric(client, "excise_requests_total", status="499") == 1)
 
 
 def test_no_log_line_holds_a_prompt(engine: Engine, tiny_pipe: Any, capfd: pytest.CaptureFixture[str]) -> None:

@@ -19,10 +19,9 @@ import torch
 from excise.app.serve import server
 from excise.app.serve.engine import Engine
 from tests.app.serve.conftest import PLAIN
-from tests.app.serve.running import WAIT, Process
+from tests.app.serve.running import WAIT, Process, until
 from tests.app.serve.test_http import CAT, GUN, metric, pictures
 from tests.app.serve.test_process import SECOND
-from tests.app.serve.test_ready import until
 
 
 @pytest.fixture(autouse=True)

@@ -43,6 +43,10 @@ def test_a_request_is_foreign_by_its_host_or_its_origin(headers: dict[str, str])
     assert bool(why) == (headers in FOREIGN) and "\n" not in why
 
 
+def test_a_request_without_a_host_is_of_no_browser() -> None:
+    assert foreign({}) == ""
+
+
 def test_without_keys_no_route_answers_another_site(engine: Engine) -> None:
     with serving(engine) as client:
         for headers in ({"Origin": "https://other.example"}, {"Host": "other.example"}):
@@ -57,6 +61,7 @@ def test_without_keys_no_route_answers_another_site(engine: Engine) -> None:
                 assert answer.status_code == 403, answer.request.url
                 assert answer.json()["error"]["code"] == "foreign_page" and "'" in answer.json()["error"]["message"]
         assert metric(client, "excise_pictures_total") == 0
+        assert metric(client, "excise_requests_total", status="403") == 4
         ours = {"Origin": f"http://localhost:{client.base_url.port}"}
         assert client.post("/v1/images", json={"prompt": CAT}, headers=ours).status_code == 200
 

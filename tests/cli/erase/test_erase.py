@@ -394,7 +394,7 @@ def test_ctrl_c_ends_several_at_once_and_keeps_their_trainings(
     """The signal comes to this process, which has started two others."""
     words = ["erase", "gun,knife", "--method", "esd-x", "--set", "iterations=5000", "--set", "checkpoint_every=1"]
     words += ["--set", "steps=2", "--model", str(model_folder), "--out", str(tmp_path / "erasers"), "--jobs", "2"]
-    kept = [tmp_path / "erasers" / f"{concept}-esd-x.training" / "state.json" for concept in ("gun", "knife")]
+    kept = [tmp_path / "erasers" / f".{concept}-esd-x.training" / "state.json" for concept in ("gun", "knife")]
     ended = threading.Event()
 
     def interrupt() -> None:

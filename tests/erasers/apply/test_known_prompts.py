@@ -15,6 +15,7 @@ from torch import Tensor
 
 from excise.concepts import Concept, Pair
 from excise.erasers import Eraser
+from excise.erasers.guard.self_test import moved
 from excise.erasers.hooks import prompt_texts
 from excise.erasers.hooks.prompt_texts import PromptTexts
 from excise.errors import EraserDidNotFire
@@ -119,9 +120,12 @@ def test_an_offloading_from_before_is_renewed_after_every_image(tiny_pipe: Any, 
 
     renew()
     for _ in range(2):
-        with eraser.attach(tiny_pipe):
+        with eraser.attach(tiny_pipe) as attachment:
+            by = moved(attachment, eraser.canary[:1])
             for _ in range(3):
                 assert torch.equal(draw(tiny_pipe), alone)
+                renew()
+                assert moved(attachment, eraser.canary[:1]) == by  # of its pictures, not of its own calls of the U-Net
                 renew()
         assert torch.equal(draw(tiny_pipe), plain)
         assert not any("_diffusers_hook" in vars(module) for module in tiny_pipe.unet.modules())

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from excise.erasers import Eraser, made_for, verify
+from excise.erasers import Attachment, Eraser, made_for, verify
 from excise.erasers.artefact.hub import card
 from excise.erasers.edits.base import StepInfo
 from excise.erasers.edits.block_replacement import ReplacementEdit, draws, replacements
@@ -200,6 +200,8 @@ def test_a_second_one_at_the_block_is_refused_and_the_first_stays(tiny_pipe: Any
         edited = draw(tiny_pipe)
         with pytest.raises(ExciseError, match="both replace patches of"):
             replace(eraser, name="other").attach(tiny_pipe)
+        with Attachment(eraser, tiny_pipe, trial=True):  # which acts in no image
+            assert np.array_equal(draw(tiny_pipe), edited)
         assert np.array_equal(draw(tiny_pipe), edited)
 
 

@@ -158,6 +158,8 @@ def test_an_eraser_of_a_model_is_applied_once_and_a_block_has_one(pack: SimpleNa
     )
     both = pack.denoiser.applied_to_model(pack.denoiser.applied_to_model(unet, one), weights)
     predicted(both, torch.randn(1, 3, 4), 1.0)
+    for off in (one, other, weights):  # at strength 0 it is not there
+        pack.denoiser.applied_to_model(pack.denoiser.applied_to_model(both, off, 0.0), other, 0.0)
     with pytest.raises(InvalidSetting, match=r"'eraser-0' and 'eraser-1' both edit .*\.block,"):
         pack.denoiser.applied_to_model(both, other)
     with pytest.raises(InvalidSetting, match="both edit"):
@@ -197,6 +199,7 @@ def test_other_files_beside_erasers_are_fine(
     folder = tmp_path / "enforced"
     eraser_of(make_clip()).save(folder / "gun")
     (folder / ".git").mkdir()
+    (folder / "lost+found").mkdir()
     (folder / "README.md").write_text("Erasers")
     enforce(f"{folder}:{folder / 'gun'}", monkeypatch, erasers)
     assert len(make_clip().patcher.get_attachment("excise").items) == 1, "one that is named twice is applied once"

@@ -299,6 +299,12 @@ def test_what_does_not_go_together_is_refused_when_it_is_attached(tiny_pipe: Any
     for first, second in ((one, sld), (sld, one), (one, replace(one, name="again"))):
         with first.attach(tiny_pipe), pytest.raises(ExciseError, match="cannot be attached together"):
             second.attach(tiny_pipe)
+    with one.attach(tiny_pipe), Attachment(one, tiny_pipe, trial=True) as again:  # which acts in no image
+        assert again.shift > 0
+        with pytest.raises(ExciseError, match="cannot be attached together"):
+            sld.attach(tiny_pipe)
+    with Attachment(one, tiny_pipe, trial=True), sld.attach(tiny_pipe):
+        pass
     tiny_pipe.vae._hf_hook = object()
     with pytest.raises(ExciseError, match="do not offload them"):
         one.attach(tiny_pipe)
