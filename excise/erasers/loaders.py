@@ -186,8 +186,7 @@ def replace_eraser(pipe: Pipeline, name: str, source: StrPath, **options: Any) -
     """Replace a loaded eraser by another one. At every moment one of the two is active.
 
     The new eraser is loaded and proved first. Then it takes over the name, the strength and whether it is enabled.
-    Images that began before end under the old eraser. If the new one is refused, the old one stays. If it is the same
-    eraser, that one stays attached.
+    Images that began before end under the old eraser. If the new one is refused, or the same, the old one stays.
 
     Args:
         pipe: The pipeline.
@@ -211,38 +210,34 @@ def replace_eraser(pipe: Pipeline, name: str, source: StrPath, **options: Any) -
     (eraser, *others) = _read(source, **reading).values()
     if others:
         raise InvalidSetting(f"{source} holds several erasers; name the folder of one")
-    if eraser.digest == old.eraser.digest:
-        _set(old, name, **options)
-        return old
     keeps = {"strict": old.strict, "allow_amplify": old.allow_amplify, **options}
-    new = eraser.attach(pipe, name=f"{name} (new)", enabled=False, **keeps)
+    is_same = eraser.digest == old.eraser.digest
+    new = old if is_same else eraser.attach(pipe, name=f"{name} (new)", enabled=False, **keeps)
     with setting.LOCK:
         try:
-            _refuse_detached(old, name)
+            if old.detached:
+                raise NotFound(f"eraser {name!r} was unloaded or replaced meanwhile")
+            if is_same:
+                _set(old, **options)
+                return old
             if "on_bypass" not in options:
                 new.on_bypass = old.on_bypass
-            if "strength" not in options and new.encoded_by is None:  # else the pipeline that encodes has the strength
-                new._strength = new.check_strength(old.encoding._strength)
+            if new.encoded_by is None:  # else the pipeline that encodes has both
+                new._strength = new.check_strength(options.get("strength", old.encoding._strength))
+                new._enabled = old.encoding._enabled
         except ExciseError:
-            new.detach()
+            if not is_same:
+                new.detach()
             raise
         new.name = name
-        if new.encoded_by is None:
-            new._enabled = old._enabled
         old.detach()
         setting.changed()
     warn_if_weak([eraser])
     return new
 
 
-def _refuse_detached(old: Attachment, name: str) -> None:
-    if old.detached:
-        raise NotFound(f"eraser {name!r} was unloaded or replaced meanwhile")
-
-
 def _set(
     old: Attachment,
-    name: str,
     *,
     strength: float | None = None,
     strict: bool | None = None,
@@ -252,17 +247,15 @@ def _set(
 ) -> None:
     """Set what `replace_eraser` is given for the eraser that is there already, all of it or nothing."""
     if strict not in (None, old.strict):
-        raise InvalidSetting(f"eraser {name!r} is this one already, with strict={old.strict}; unload it to change that")
-    with setting.LOCK:
-        _refuse_detached(old, name)
-        before = old.allow_amplify, old.on_bypass
-        try:
-            old.allow_amplify = before[0] if allow_amplify is None else allow_amplify
-            old.on_bypass = on_bypass or before[1]
-            old.strength = old.encoding._strength if strength is None else strength
-        except ExciseError:
-            old.allow_amplify, old.on_bypass = before
-            raise
+        raise InvalidSetting(f"{old.name!r} is this eraser already, with strict={old.strict}; unload it to change that")
+    before = old.allow_amplify, old.on_bypass
+    try:
+        old.allow_amplify = before[0] if allow_amplify is None else allow_amplify
+        old.on_bypass = on_bypass or before[1]
+        old.strength = old.encoding._strength if strength is None else strength
+    except ExciseError:
+        old.allow_amplify, old.on_bypass = before
+        raise
 
 
 def enable_erasers(pipe: Pipeline) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,20 +37,41 @@ def like(unet: Any, **changed: Any) -> Any:
     return type(unet).from_config({**config, **changed}).eval()
 
 
-def test_an_upscaler_that_only_draws(tiny_pipe: Any, gun_eraser: Eraser) -> None:
+def upscaler_of(pipe: Any) -> Any:
+    """An upscaler without text encoders that draws from a pipeline's embeddings."""
     from diffusers import DDPMScheduler, StableDiffusionUpscalePipeline
 
-    eraser = replace(gun_eraser, name="upscaled")  # another test's attachment would encode for `gun_eraser`
-    unet = like(tiny_pipe.unet, in_channels=7, num_class_embeds=1000)
-    upscaler = StableDiffusionUpscalePipeline(
-        vae=tiny_pipe.vae,
+    return StableDiffusionUpscalePipeline(
+        vae=pipe.vae,
         text_encoder=None,
         tokenizer=None,
-        unet=unet,
+        unet=like(pipe.unet, in_channels=7, num_class_embeds=1000),
         low_res_scheduler=DDPMScheduler(),
-        scheduler=tiny_pipe.scheduler,
+        scheduler=pipe.scheduler,
     )
-    sibling = StableDiffusionUpscalePipeline(**upscaler.components)
+
+
+def test_both_stages_are_replaced_and_stay_on(tiny_pipe: Any, gun_eraser: Eraser, tmp_path: Path) -> None:
+    """The pipeline that encodes has the switch, so replacing the second stage's eraser must not take it back."""
+    upscaler = upscaler_of(tiny_pipe)
+    for name, lam in (("old", 2.0), ("new", 3.0)):
+        (edit,) = gun_eraser.edits
+        assert isinstance(edit, SAEEdit)
+        replace(gun_eraser, name=name, edits=(replace(edit, lam=lam),)).save(tmp_path / name)
+    for pipe in (tiny_pipe, upscaler):
+        excise.load_eraser(pipe, tmp_path / "old", "gun")
+    excise.disable_erasers(tiny_pipe)
+    excise.replace_eraser(tiny_pipe, "gun", tmp_path / "new")
+    assert excise.get_active_erasers(tiny_pipe) == []
+    excise.enable_erasers(tiny_pipe)
+    excise.replace_eraser(upscaler, "gun", tmp_path / "new")
+    assert excise.get_active_erasers(tiny_pipe) == ["gun"]
+
+
+def test_an_upscaler_that_only_draws(tiny_pipe: Any, gun_eraser: Eraser) -> None:
+    eraser = replace(gun_eraser, name="upscaled")  # another test's attachment would encode for `gun_eraser`
+    upscaler = upscaler_of(tiny_pipe)
+    sibling = type(upscaler)(**upscaler.components)
     small = {"image": torch.zeros(1, 3, 8, 8), "guidance_scale": 1.0}
 
     def states(prompt: str) -> Tensor:

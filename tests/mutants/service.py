@@ -60,7 +60,7 @@ MUTANTS = [
     *of(
         "excise/app/serve/visitors.py",
         "tests/app/serve/test_visitors.py",
-        ('if not _on_loopback(f"//{host}"):', "if False:"),
+        ('if host is not None and not _on_loopback(f"//{host}"):', "if False:"),
         ("if origin is not None and not _on_loopback(origin):", "if False:"),
     ),
     *of(
@@ -87,7 +87,7 @@ MUTANTS = [
     *of(
         "excise/app/serve/http.py",
         "tests/app/serve/test_visitors.py",
-        ("if not service.allowed and (why :=", "if False and (why :="),
+        ("if not self.allowed and (why :=", "if False and (why :="),
     ),
     *of(
         "excise/erasers/artefact/lora.py",

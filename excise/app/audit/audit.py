@@ -176,15 +176,13 @@ class Plan:
         effects, changes = list[Effects](), dict[str, float]()
         if attachment is None:
             return effects, changes
-        with attachment:
+        with attachment, proving(attachment):  # other attached erasers may change these prompts too
             if self.eraser.text_edits:
                 about = [self.pool.prompts[n] for n in self.pool.groups]
-                with proving(attachment):  # other attached erasers may change these prompts too
-                    changes = dict(zip(about, text_changes(self.pipe, about, progress), strict=True))
-                    effects.append(self._effects("text states", attachment, progress))
+                changes = dict(zip(about, text_changes(self.pipe, about, progress), strict=True))
+                effects.append(self._effects("text states", attachment, progress))
             if self.eraser.denoisers:
-                with proving(attachment, "denoiser"):
-                    effects.append(self._effects("prediction", attachment, progress))
+                effects.append(self._effects("prediction", attachment, progress))
         return effects, changes
 
     def _effects(self, measured: Measured, attachment: Attachment, progress: Progress) -> Effects:
