@@ -34,7 +34,6 @@ from excise.erasers.hooks.counters import Counters
 from excise.erasers.hooks.edit_hook import EditHook, Edits
 from excise.erasers.hooks.known_vectors import UNKNOWN
 from excise.erasers.hooks.setting import Entrance
-from excise.erasers.hooks.wrapping import found_on
 from excise.erasers.prompt_checks import PromptChecks
 from excise.errors import EraserDidNotFire, ExciseError, InvalidSetting, WrongModel, one_line
 from excise.notebook import line, quoted
@@ -160,8 +159,8 @@ class Attachment:
                 f"{type(self.pipe).__name__} generates from embeddings that another pipeline encodes at strength "
                 f"{self.encoded_by.strength}; set the strength there"
             )
-        others = [hook.attachment for module in modules if (edits := found_on(module, Edits)) for hook in edits.hooks]
-        if any(other.eraser.digest == self.eraser.digest for other in others if other.listed):
+        others = [hook.attachment for module in modules for hook in Edits.listed_on(module)]
+        if any(other.eraser.digest == self.eraser.digest for other in others):
             raise InvalidSetting(f"eraser {self.eraser.name!r} is attached to this pipeline already; unload it first")
         if self.name in (*Guard.names(self.pipe), *Tally.names(self.pipe)):
             raise InvalidSetting(f"an eraser called {self.name!r} is attached already; give this one another name")

@@ -64,7 +64,7 @@ class Service:
         self._begun = float("-inf")
         """When it began."""
         self._doubts: list[str] = []
-        """The reasons that the last proof to end gave."""
+        """The reasons that the last proof to end gave, if no picture was made since."""
 
     @property
     def model(self) -> dict[str, Any]:
@@ -156,10 +156,13 @@ class Service:
         if engine.idle and now - self._begun >= self.canary_every:
             self._begun = now
             self._proof = asyncio.wrap_future(engine.submit(engine.prove))
-        if (proof := self._proof) is not None:
-            await asyncio.wait({proof})  # it goes on if this request is cancelled
-            if not proof.cancelled():
-                self._doubts = proof.result()
+            self._proof.add_done_callback(self._proved)
+        if self._proof is not None:
+            await asyncio.wait({self._proof})  # it goes on if this request is cancelled
+
+    def _proved(self, proof: asyncio.Future[list[str]]) -> None:
+        if not proof.cancelled():
+            self._doubts = proof.result()
 
     async def ready(self) -> Response:
         """Answer `GET /readyz`."""

@@ -21,7 +21,6 @@ from excise.sites.denoiser import as_patches, denoiser_of, from_patches
 if TYPE_CHECKING:
     from excise.erasers.hooks.host import Host
 from excise.erasers.hooks.timestep import TimestepHook
-from excise.erasers.hooks.wrapping import found_on
 
 
 class BlockHook(EditHook):
@@ -73,8 +72,7 @@ def put(
 
     Raises InvalidSetting for a second edit that replaces patches of the block.
     """
-    shared = found_on(block, BlockEdits) if attachment.listed else None
-    others = () if shared is None else [one for one in shared.hooks if one.attachment.listed]
+    others = BlockEdits.listed_on(block) if attachment.listed else []
     if isinstance(edit, ReplacementEdit) and (
         second := [one for one in others if isinstance(one.edit, ReplacementEdit)]
     ):

@@ -108,6 +108,12 @@ class Shared(Passage):
         shared.hooks = tuple(sorted((*shared.hooks, hook), key=lambda each: each.attachment.eraser.digest))
         return shared
 
+    @classmethod
+    def listed_on(cls, module: nn.Module) -> list[Any]:
+        """Return the edits at `module` whose attachments are neither detached nor on trial."""
+        shared = found_on(module, cls)
+        return [] if shared is None else [hook for hook in shared.hooks if hook.attachment.listed]
+
     def leave(self, module: nn.Module, hook: EditHook) -> None:
         """Remove an edit, and with the last one the module hook."""
         self.hooks = tuple(other for other in self.hooks if other is not hook)

@@ -20,7 +20,7 @@ from excise.erasers.hooks.context import Call, is_muted
 from excise.erasers.hooks.edit_hook import EditHook, Shared, did_not_run
 from excise.erasers.hooks.prompt_texts import EncodedPrompt, PromptTexts
 from excise.erasers.hooks.setting import Fixed, Setting, image
-from excise.erasers.hooks.wrapping import Watch, found_on, renew
+from excise.erasers.hooks.wrapping import Watch, renew
 from excise.errors import InvalidSetting
 from excise.sites.encoding import conditional, handed_on, tensors_of
 from excise.sites.site import taps_of
@@ -252,8 +252,7 @@ def put(kind: type[UNetCallHook]) -> Callable[[Host, Any, nn.Module], tuple[UNet
 
     def at(attachment: Host, edit: Any, unet: nn.Module) -> tuple[UNetCallHook, Callable[[], None]]:
         hook = kind(attachment, edit)
-        shared = found_on(unet, Around) if attachment.listed else None
-        others = () if shared is None else [one for one in shared.hooks if one.attachment.listed]
+        others = Around.listed_on(unet) if attachment.listed else []
         if others and any(one.calls_alone for one in (hook, *others)):
             raise InvalidSetting(
                 f"erasers {attachment.eraser.name!r} and {others[0].attachment.eraser.name!r} cannot be attached "

@@ -48,6 +48,23 @@ def test_a_canary_that_could_not_be_encoded_says_nothing_of_the_next(engine: Eng
         assert metric(client, "excise_ready") == 1
 
 
+def test_a_picture_ends_the_doubts_that_such_a_canary_left(engine: Engine) -> None:
+    """Under steady traffic the worker is never idle, and no new proof begins."""
+
+    def fail() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    assert engine.served is not None
+    attachment = engine.served.attachments["gun"]
+    with serving(engine, canary_every=WAIT) as client:
+        attachment.prove = fail  # type: ignore[method-assign,assignment]
+        assert [client.get("/readyz").status_code for _ in range(2)] == [503, 503]
+        assert pictures(client.post("/v1/images", json={"prompt": GUN}))
+        assert client.get("/readyz").status_code == 200
+        assert metric(client, "excise_ready") == 1
+        del attachment.prove
+
+
 def test_all_who_ask_at_once_share_one_proof(engine: Engine) -> None:
     assert engine.served is not None
     attachment, go_on, begun = engine.served.attachments["gun"], threading.Event(), list[int]()
